@@ -1,0 +1,151 @@
+"""The records that cross the trainer's boundary: what to train, and what one epoch showed.
+
+Nothing here imports torch, so that a process which only reads results (the CLI, the mirror) starts fast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Value: TypeAlias = float | int | str | bool
+Hyperparameters: TypeAlias = Mapping[str, Value]
+"""What one trial tries: names of `TrainingConfig` fields and their values."""
+
+METRICS: Mapping[str, str] = {
+    "train/loss": "CTC loss on the training batches of this epoch, dropout on (nats per gloss)",
+    "dev/loss": "CTC loss on dev, eval mode (nats per gloss)",
+    "dev/wer": "word error rate of greedy decoding on dev (fraction)",
+    "dev/sub": "substitutions / reference words (fraction)",
+    "dev/del": "deletions / reference words (fraction)",
+    "dev/ins": "insertions / reference words (fraction)",
+    "optim/lr": "learning rate at the last step of this epoch",
+    "optim/grad_norm": "gradient norm before clipping, mean over the epoch's finite steps",
+    "spread/min": "smallest log-probability over all classes and unpadded dev frames (nats)",
+    "spread/max": "largest log-probability over all classes and unpadded dev frames (nats)",
+    "spread/range": "spread/max - spread/min (nats)",
+    "spread/time": "standard deviation over time of each class's log-prob within a sequence, "
+    "averaged over classes and dev sequences (nats)",
+    "decode/glosses": "distinct glosses in the dev hypotheses",
+    "decode/hypotheses": "distinct dev hypotheses",
+    "decode/blank": "share of unpadded dev frames whose best class is blank (fraction)",
+}
+"""Every key a run reports, with its unit. The keys are fixed: dashboards and rules are built on them."""
+
+
+def mixed_seed(*parts: int | str) -> int:
+    """One 32-bit seed from several parts; a change of any part changes it completely."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big")
+
+
+class TrainingConfig(BaseModel):
+    """One training run, fully described but for its corpus.
+
+    Raises:
+        pydantic.ValidationError: an unknown field or a value outside its range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    epochs: int = Field(24, ge=1, description="epochs at most")
+    batch_size: int = Field(4, ge=1, description="sequences a step")
+    accumulate: int = Field(1, ge=1, description="steps whose gradients are summed before one update")
+    eval_batch_size: int = Field(32, ge=1, description="sequences a forward pass on dev")
+    learning_rate: float = Field(5e-4, gt=0, le=10, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
+    clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    schedule: Literal["cosine_restarts", "plateau", "step", "constant"] = Field(
+        "plateau", description="what the learning rate does after the warm-up"
+    )
+    warmup_start_factor: float = Field(1.0, gt=0, le=1, description="the warm-up starts at this share of the peak")
+    warmup_epochs: float = Field(5, ge=0, description="epochs of linear warm-up (no effect at start factor 1)")
+    restart_epochs: int = Field(10, ge=1, description="cosine_restarts: epochs of one cosine (T_0)")
+    plateau_factor: float = Field(0.5, gt=0, lt=1, description="plateau: the rate is multiplied by this")
+    plateau_patience: int = Field(10, ge=0, description="plateau: epochs without a better dev loss before that")
+    step_epochs: int = Field(50, ge=1, description="step: epochs between two cuts")
+    step_factor: float = Field(0.5, gt=0, lt=1, description="step: the rate is multiplied by this")
+    min_learning_rate: float = Field(1e-6, ge=0, description="plateau and cosine_restarts never go below")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout before and after the BiLSTM")
+    patience: int = Field(30, ge=1, description="early stopping: epochs without a better dev WER")
+    patience_starts: Literal["takeoff", "epoch1"] = Field(
+        "takeoff", description="patience counts from takeoff, or from epoch 1 as the user's script did"
+    )
+    hidden: int = Field(128, ge=8, description="width of the BiLSTM, each direction")
+    channels: int = Field(128, ge=8, description="width of the convolutional encoder's output, over all modalities")
+    lstm_layers: int = Field(1, ge=1, description="BiLSTM layers")
+    seed: int = Field(0, ge=0, description="initialisation and dropout")
+    data_seed: int = Field(0, ge=0, description="order of the training sequences; the same for all trials of a sweep")
+    threads: int = Field(1, ge=1, description="CPU threads of torch")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one")
+
+    def with_values(self, values: Hyperparameters) -> TrainingConfig:
+        """This config with some fields replaced, checked again."""
+        return type(self).model_validate({**self.model_dump(), **values})
+
+    def changed(self) -> dict[str, Value]:
+        """The fields that differ from their defaults."""
+        return {k: v for k, v in self.model_dump().items() if v != type(self).model_fields[k].default}
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch of one run showed. `metrics` has the keys of `METRICS`; a value may be NaN or infinite."""
+
+    epoch: int
+    """1 for the first."""
+    step: int
+    """Optimizer updates since the run began."""
+    metrics: Mapping[str, float]
+    steps_in_epoch: int = 0
+    """Training batches of this epoch."""
+    skipped_steps: int = 0
+    """Batches of this epoch whose loss or gradient was not finite: skipped, never applied."""
+    lr_time: float = 0.0
+    """Learning rate summed over all updates so far."""
+    seconds: float = 0.0
+
+    @property
+    def wer(self) -> float:
+        return self.metrics["dev/wer"]
+
+    def finite(self) -> dict[str, float]:
+        """The metrics that are numbers; the others are absent, as JSON and MLflow have no word for them."""
+        return {k: float(v) for k, v in self.metrics.items() if math.isfinite(v)}
+
+
+class Stopped(Exception):
+    """`should_stop` said so in the middle of an epoch; the epoch in hand is dropped."""
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """Trains one trial, one epoch a call.
+
+    After `load_state_dict(other.state_dict())` the next epoch equals the one `other` would have trained.
+    """
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+
+    @property
+    def step(self) -> int:
+        """Counts batches; moves while training moves (a lease is renewed only while it does)."""
+
+    def train_epoch(self, should_stop: Callable[[], bool]) -> EpochReport:
+        """Train one epoch and evaluate on dev. `should_stop` is read once a step.
+
+        Raises:
+            Stopped: `should_stop()` was true.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next epoch depends on, loadable with `weights_only=True`."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""

@@ -1,0 +1,458 @@
+"""The `sweeps` command: parses, prints, and calls the service."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from model.data import CorpusError
+from model.diagnosis import takeoff_epoch
+from sweeps import display, runner, service
+from sweeps.errors import SweepError
+from sweeps.mirror import Mirror
+from sweeps.processes import stop_signals, this_runner
+from sweeps.records import SweepRow
+from sweeps.settings import Home, find_home
+from sweeps.spec import SpecError, SweepSpec, load_spec
+from sweeps.store import Store
+from sweeps.summary import best_trial, config_of, description, parameters, result, sentence_about, train_command
+from sweeps.worker import Job
+from tracking.links import experiment_url, without_credentials
+from tracking.server import ServerDidNotStart, check_server, local_server, store_uri
+from tracking.writer import ExperimentWriter, TrackingRefused, TrackingUnavailable
+
+app = typer.Typer(
+    help="Hyperparameter sweeps for CTC sequence models, every curve in MLflow.\n\n"
+    "Begin with `sweeps run examples/demo.yaml`; `sweeps run SPEC --dry-run` checks a spec and its corpus first.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Everything written lies here. Default: SWEEPS_HOME, else ./.sweeps")
+]
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database", help="Database URL (sqlite:/// or postgresql://). Default: SQLite in home")
+]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow server to use. Default: a local one is started, its database in home",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="The last line on stdout is one JSON object")]
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where the runs go and where a person sees them."""
+
+    uri: str
+    """What the mirror writes to."""
+    shown: str
+    """What is reported: the given URI, or that of the local MLflow database."""
+    pages: str
+    """Base address of the pages."""
+
+
+@contextmanager
+def tracking_server(home: Home, given: str | None, port: int | None = None) -> Iterator[Tracking]:
+    """The given MLflow server, checked, or a local one that lives as long as this context."""
+    if given and given.startswith("http"):
+        check_server(given)
+        yield Tracking(given, without_credentials(given), given)
+    elif given:
+        check_server(given)
+        yield Tracking(given, given, "")
+    else:
+        with local_server(home.mlflow, port=port) as server:
+            yield Tracking(server.url, store_uri(home.mlflow), server.url)
+
+
+@app.command()
+def run(
+    spec_file: Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep, in YAML; examples/ holds some")],
+    home: HomeOption = None,
+    database: DatabaseOption = None,
+    tracking_uri: TrackingOption = None,
+    trials: Annotated[int | None, typer.Option(help="Instead of the spec's budget.trials")] = None,
+    workers: Annotated[int | None, typer.Option(help="Instead of the spec's workers")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check spec and corpus, print the plan, stop")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a sweep, or go on with it.
+
+    A sweep that was stopped or killed goes on when the same command is given again: same trials, same numbers.
+    Raise its budget and run it again for more trials. Ctrl-C hands every trial back and ends cleanly.
+    """
+    changes = {name: value for name, value in (("trials", trials), ("workers", workers)) if value is not None}
+    spec = load_spec(spec_file, **changes)
+    where = find_home(home)
+    words = sys.stderr if as_json else sys.stdout
+    for warning in spec.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    with corpus_progress(words) as progress:
+        prepared = service.prepare(spec, where, progress)
+    for note in prepared.corpus.notes:
+        print(f"corpus: {note}", file=words, flush=True)
+    if dry_run:
+        report = plan_report(prepared, where)
+        print_plan(report, words)
+        if as_json:
+            print(json.dumps(report))
+        return
+    with stopping() as stop, opened(where, database) as store:
+        sweep = service.open_sweep(store, prepared)
+        outcome = run_prepared(store, sweep, prepared, where, database, tracking_uri, stop, as_json, words)
+    raise typer.Exit(outcome)
+
+
+@contextmanager
+def stopping() -> Iterator[threading.Event]:
+    stop = threading.Event()
+    with stop_signals(stop):
+        yield stop
+
+
+@contextmanager
+def opened(home: Home, database: str | None) -> Iterator[Store]:
+    store = service.load_home_store(home, database)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def run_prepared(
+    store: Store,
+    sweep: SweepRow,
+    prepared: service.Prepared,
+    home: Home,
+    database: str | None,
+    tracking_uri: str | None,
+    stop: threading.Event,
+    as_json: bool,
+    words: TextIO,
+) -> int:
+    """Run the sweep, print what it came to, keep the dashboard open for a person; returns the exit code."""
+    spec = prepared.spec
+    me = this_runner()
+    runner.take(store, sweep, me)  # before a server is started for nothing
+    try:
+        with tracking_server(home, tracking_uri) as tracking:
+            mirror = make_mirror(store, sweep, prepared, tracking)
+            if runner.has_work(sweep, store.trials(sweep.id)):
+                mirror.ship()  # a refusal (a deleted experiment, say) shows before anything is trained
+                print(f"dashboard: {dashboard(store, sweep, tracking)}", file=words, flush=True)
+                job = Job(
+                    worker="",
+                    database_url=store.url,
+                    sweep=spec.name,
+                    spec=spec,
+                    corpus=prepared.corpus_config,
+                    corpus_hash=prepared.corpus.hash,
+                    checkpoints=home.checkpoints(spec.name),
+                    scans=home.scans,
+                    log=home.logs(spec.name),
+                )
+                with display.view(store.epochs, plain=as_json, out=words) as view:
+                    runner.run(store, sweep, spec, job, me, mirror, view, stop)
+            if not mirror.finish(20.0):
+                print(
+                    f"warning: MLflow did not take everything ({mirror.trouble}); the rest is kept and shipped when "
+                    "this sweep is run again",
+                    file=sys.stderr,
+                )
+            sweep = service.find_sweep(store, spec.name)
+            print_outcome(store, sweep, prepared, home, tracking_uri, tracking, as_json, words)
+            if not stop.is_set() and not as_json and display.interactive() and tracking.pages:
+                print("\nThe dashboard stays open until Enter or Ctrl-C.", flush=True)
+                wait_for_enter(stop)
+    finally:
+        store.release_runner(sweep.id, me.id)
+    if sweep.state == "FAILED":
+        return 1
+    return 130 if stop.is_set() and sweep.state == "PAUSED" else 0
+
+
+def make_mirror(store: Store, sweep: SweepRow, prepared: service.Prepared, tracking: Tracking) -> Mirror:
+    """The mirror of this sweep into that server."""
+    from tracking.mlflow_writer import open_experiment
+
+    tags = {
+        "corpus": str(prepared.corpus.folder),
+        "corpus_hash": prepared.corpus.hash,
+        "vocabulary_hash": prepared.corpus.vocabulary.hash,
+        "git_commit": git_commit(),
+    }
+
+    def open_() -> ExperimentWriter:
+        return open_experiment(tracking.uri, sweep.name)
+
+    def describe() -> str:
+        now, rows = service.find_sweep(store, sweep.name), store.trials(sweep.id)
+        return description(now, rows, prepared.spec, best_command(now, store, prepared))
+
+    return Mirror(store, sweep, prepared.spec, tags, open_, describe)
+
+
+def best_command(sweep: SweepRow, store: Store, prepared: service.Prepared) -> str | None:
+    best = best_trial(store.trials(sweep.id))
+    if best is None:
+        return None
+    output = Path(f"{sweep.name}-{best.name or best.number}")
+    return train_command(config_of(prepared.spec, best), prepared.corpus_config, output)
+
+
+def git_commit() -> str:
+    """The commit of the working directory, for the record; empty where there is none."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False, encoding="utf-8"
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def dashboard(store: Store, sweep: SweepRow, tracking: Tracking) -> str:
+    experiment = service.find_sweep(store, sweep.name).experiment_id
+    if not tracking.pages:
+        return f"mlflow ui --backend-store-uri {tracking.uri}"
+    return experiment_url(tracking.pages, experiment) if experiment else without_credentials(tracking.pages)
+
+
+def print_outcome(
+    store: Store,
+    sweep: SweepRow,
+    prepared: service.Prepared,
+    home: Home,
+    given_uri: str | None,
+    tracking: Tracking,
+    as_json: bool,
+    words: TextIO,
+) -> None:
+    rows = store.trials(sweep.id)
+    command = " ".join(service.ui_words(sweep.name, home, given_uri and without_credentials(given_uri)))
+    stays = display.interactive() and not as_json or given_uri
+    link = f"{dashboard(store, sweep, tracking)}\n  " if stays else ""
+    display.print_summary(
+        sweep, rows, store.epochs, best_command(sweep, store, prepared), f"{link}open again with: {command}", words
+    )
+    if as_json:
+        what = result(sweep, rows, prepared.spec, prepared.corpus_config, tracking.shown, command)
+        print(json.dumps(what, allow_nan=False), flush=True)
+
+
+def wait_for_enter(stop: threading.Event) -> None:
+    """Until Enter, Ctrl-C or the end of input."""
+    done = threading.Event()
+
+    def read() -> None:
+        sys.stdin.readline()
+        done.set()
+
+    threading.Thread(target=read, name="enter", daemon=True).start()
+    while not (done.wait(0.2) or stop.is_set()):
+        pass
+
+
+@app.command()
+def ui(
+    name: Annotated[str | None, typer.Argument(metavar="SWEEP", help="Default: the newest sweep")] = None,
+    home: HomeOption = None,
+    database: DatabaseOption = None,
+    tracking_uri: TrackingOption = None,
+    port: Annotated[int | None, typer.Option(help="Port of the local server. Default: a free one")] = None,
+    browser: Annotated[bool, typer.Option("--open", help="Open it in the browser as well")] = False,
+) -> None:
+    """Open a sweep's dashboard: starts the MLflow server on this home until Ctrl-C, prints the address."""
+    where = find_home(home)
+    with stopping() as stop, opened(where, database) as store:
+        known = store.sweeps()
+        if name is None and not known:
+            raise SweepError(f"{where.root}: holds no sweep yet; run one, or name the right folder with --home")
+        sweep = service.find_sweep(store, name or known[-1].name)
+        with tracking_server(where, tracking_uri, port) as tracking:
+            address = dashboard(store, sweep, tracking)
+            print(address, flush=True)
+            if browser and tracking.pages:
+                webbrowser.open(address)
+            if tracking_uri is None:
+                print("Until Enter or Ctrl-C." if sys.stdin.isatty() else "Until Ctrl-C.", flush=True)
+                if sys.stdin.isatty():
+                    wait_for_enter(stop)
+                else:
+                    stop.wait()
+
+
+@app.command()
+def show(
+    path: Annotated[str | None, typer.Argument(metavar="[SWEEP[/TRIAL]]", help="A trial by number or name")] = None,
+    home: HomeOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List sweeps, or show one sweep, or one trial with its epochs."""
+    where = find_home(home)
+    if database is None and not (where.root / "sweeps.db").exists():
+        raise SweepError(f"{where.root}: holds no sweep yet; run one, or name the right folder with --home")
+    with opened(where, database) as store:
+        if path is None:
+            listing = [{"sweep": s.name, "state": s.state.value, "reason": s.reason} for s in store.sweeps()]
+            if as_json:
+                print(json.dumps(listing))
+            for row in [] if as_json else listing:
+                print(f"{row['sweep']}: {row['state']}  {row['reason']}")
+        elif "/" in path:
+            show_trial(store, path, as_json)
+        else:
+            sweep = service.find_sweep(store, path)
+            spec, corpus = service.spec_of(sweep), service.corpus_of(sweep)
+            words = " ".join(service.ui_words(sweep.name, where, None))
+            rows = store.trials(sweep.id)
+            what = result(sweep, rows, spec, corpus, store_uri(where.mlflow), words)
+            if as_json:
+                print(json.dumps(what, allow_nan=False))
+            else:
+                command = what["best"] and what["best"]["command"]
+                display.print_summary(sweep, rows, store.epochs, command, f"open with: {words}", sys.stdout)
+
+
+def show_trial(store: Store, path: str, as_json: bool) -> None:
+    sweep, trial = service.find_trial(store, path)
+    rows = store.epochs(trial.id)
+    spec, corpus = service.spec_of(sweep), service.corpus_of(sweep)
+    output = Path(f"{sweep.name}-{trial.name or trial.number}")
+    command = train_command(config_of(spec, trial), corpus, output) if trial.hyperparameters else None
+    if as_json:
+        epochs = [{"epoch": r.epoch, "phase": r.phase, **r.metrics} for r in rows]
+        what: dict[str, Any] = {
+            "sweep": sweep.name,
+            "number": trial.number,
+            "name": trial.name,
+            "trial_state": trial.state.value,
+            "verdict": trial.verdict,
+            "rule": trial.rule,
+            "reason": trial.reason,
+            "evidence": trial.evidence,
+            "best_wer": trial.best_wer,
+            "hyperparameters": trial.hyperparameters,
+            "overrides": trial.overrides,
+            "command": command,
+            "epochs": epochs,
+        }
+        print(json.dumps(what, allow_nan=False))
+        return
+    print(f"{sweep.name}/{trial.name or trial.number}: {trial.state.value} {trial.verdict or ''}")
+    print(f"  {parameters(trial)}\n  {sentence_about(trial)}")
+    if trial.evidence:
+        print("  " + "  ".join(f"{k}={v:.4g}" for k, v in trial.evidence.items()))
+    takeoff = takeoff_epoch([r.report().wer for r in rows], sweep.facts["constant_wer"])
+    print(f"  took off at epoch {takeoff}" if takeoff else "  has not taken off")
+    for row in rows:
+        print(f"  {display.epoch_line(row)}")
+    if command:
+        print(f"  {command}")
+
+
+@contextmanager
+def corpus_progress(out: TextIO) -> Iterator[service.Progress]:
+    """A bar for reading or generating a corpus, on a terminal; elsewhere silence."""
+    with Progress(console=Console(file=out), transient=True, disable=not out.isatty()) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield advance
+
+
+def plan_report(prepared: service.Prepared, home: Home) -> dict[str, Any]:
+    spec, corpus = prepared.spec, prepared.corpus
+    plan = service.plan(prepared)
+    return {
+        "sweep": spec.name,
+        "home": str(home.root),
+        "corpus": {
+            "folder": str(corpus.folder),
+            "hash": corpus.hash,
+            "sentences": {s.name: len(s) for s in (corpus.train, corpus.dev, corpus.test) if s is not None},
+            "width": corpus.width,
+            "modalities": {m.name: m.width for m in corpus.modalities},
+            "classes": len(corpus.vocabulary),
+            "vocabulary_hash": corpus.vocabulary.hash,
+            "notes": list(corpus.notes),
+        },
+        "constant_wer": prepared.constant_wer,
+        "constant_sentence": prepared.constant_sentence,
+        "space": {name: bounds.model_dump() for name, bounds in spec.space.ranges().items()},
+        "first_trials": {p.name: {**p.hyperparameters, **p.overrides} for p in spec.planned()},
+        "budget": spec.budget.model_dump(),
+        "workers": spec.workers,
+        "parameters": plan.parameters,
+        "seconds_per_epoch": plan.seconds_per_epoch,
+        "epochs_at_most": plan.epochs,
+        "hours_at_most": plan.hours,
+        "disk_bytes": plan.disk_bytes,
+    }
+
+
+def print_plan(report: dict[str, Any], out: TextIO) -> None:
+    corpus = report["corpus"]
+    sentences = ", ".join(f"{n} {split}" for split, n in corpus["sentences"].items())
+    modalities = ", ".join(f"{name} {width}" for name, width in corpus["modalities"].items())
+    lines = [
+        f"sweep      {report['sweep']}, everything under {report['home']}",
+        f"corpus     {corpus['folder']}: {sentences}; {corpus['width']} wide ({modalities}), {corpus['classes']} classes",
+        f"floor      the best constant sentence ({report['constant_sentence']!r}) scores {report['constant_wer']:.1%} WER",
+        "space      "
+        + "; ".join(f"{n} {b['low']:g}..{b['high']:g}{' log' if b['log'] else ''}" for n, b in report["space"].items()),
+        f"trials     {report['budget']['trials']} on {report['workers']} workers, of these named: "
+        + (", ".join(report["first_trials"]) or "none"),
+        f"student    {report['parameters'] / 1e6:.2f} M parameters, about {report['seconds_per_epoch']:.1f} s of "
+        "training an epoch (measured on a few untrained steps; evaluation not counted)",
+        f"cost       at most {report['epochs_at_most']} epochs, {report['hours_at_most']:.2f} hours, if nothing is "
+        f"pruned; {report['disk_bytes'] / 1e6:.0f} MB of disk",
+        "dry run: nothing was trained",
+    ]
+    for line in lines:
+        print(line, file=out)
+
+
+def main() -> None:
+    """The entry point: expected errors become one line and exit code 2."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except (SweepError, CorpusError, TrackingUnavailable, TrackingRefused, ServerDidNotStart, ValueError) as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+__all__ = ["SpecError", "SweepSpec", "app", "main"]
+
+if __name__ == "__main__":
+    main()

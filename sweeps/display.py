@@ -1,0 +1,178 @@
+"""A sweep in the terminal: a live table, or a plain log where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.records import EpochRow, SweepRow, TrialRow
+from sweeps.states import TrialState
+from sweeps.summary import best_trial, parameters, sentence_about, trial_label
+
+Epochs = Callable[[int], list[EpochRow]]
+"""Reads a trial's epochs by its id."""
+
+
+class PlainLog:
+    """One line for each epoch and each change of a trial."""
+
+    def __init__(self, epochs: Epochs, out: TextIO) -> None:
+        self._epochs, self._out = epochs, out
+        self._seen: dict[int, int] = {}
+        self._states: dict[int, TrialState] = {}
+        self._note = ""
+
+    def update(self, sweep: SweepRow, trials: list[TrialRow], note: str) -> None:
+        for trial in trials:
+            label = f"trial {trial_label(trial)}"
+            known = self._states.get(trial.id)
+            if known is None and trial.state is TrialState.WAITING:
+                continue
+            if known is None:
+                self._seen[trial.id] = 0 if trial.state is TrialState.RUNNING else trial.epochs
+            if trial.state is TrialState.RUNNING and known is not TrialState.RUNNING and trial.hyperparameters:
+                self._say(f"{label}: running  {parameters(trial)}")
+            elif known is None and trial.state is TrialState.RUNNING:
+                continue  # not asked yet
+            if trial.epochs > self._seen[trial.id]:
+                for row in self._epochs(trial.id)[self._seen[trial.id] :]:
+                    self._say(f"{label}: {epoch_line(row)}")
+                self._seen[trial.id] = trial.epochs
+            if trial.state is not known and trial.state is not TrialState.RUNNING:
+                self._say(f"{label}: {trial.state.value}  {sentence_about(trial)}")
+            self._states[trial.id] = trial.state
+        if note != self._note:
+            self._say(note or "MLflow is back, its rows are being shipped")
+            self._note = note
+
+    def _say(self, line: str) -> None:
+        print(line, file=self._out, flush=True)
+
+
+def epoch_line(row: EpochRow) -> str:
+    """One epoch, short."""
+    m = row.metrics
+    wer = f"{m['dev/wer']:.1%}" if "dev/wer" in m else "not finite"
+    spread = f"{m['spread/time']:.3f}" if "spread/time" in m else "not finite"
+    return f"epoch {row.epoch}  WER {wer}  spread {spread}  {row.phase}  lr {m['optim/lr']:.2e}  {row.seconds:.1f} s"
+
+
+class LiveTable:
+    """The trials as a table that follows them."""
+
+    def __init__(self, epochs: Epochs, live: Live) -> None:
+        self._epochs, self._live = epochs, live
+        self._last: dict[int, tuple[int, EpochRow | None]] = {}
+
+    def update(self, sweep: SweepRow, trials: list[TrialRow], note: str) -> None:
+        room = max(5, self._live.console.size.height - 8)
+        shown = trials
+        if len(trials) > room:  # what runs and what is best stay in sight
+            shown = sorted(sorted(trials, key=_interest)[:room], key=lambda t: t.number)
+        done = sum(t.state.terminal for t in trials)
+        best = best_trial(trials)
+        lines = [f"{done} of {sweep.budget['trials']} trials done"]
+        if best is not None:
+            lines.append(f"best WER {best.best_wer:.1%} (trial {trial_label(best)})")
+        lines.append(f"knowing nothing {sweep.facts['constant_wer']:.1%}")
+        if len(shown) < len(trials):
+            lines.append(f"{len(trials) - len(shown)} trials not shown")
+        parts = [trial_table(sweep.name, shown, self._last_row), Text(" · ".join(lines))]
+        if note:
+            parts.append(Text(note, style="yellow"))
+        self._live.update(Group(*parts))
+
+    def _last_row(self, trial: TrialRow) -> EpochRow | None:
+        known = self._last.get(trial.id)
+        if known is None or known[0] != trial.epochs:
+            rows = self._epochs(trial.id)
+            self._last[trial.id] = (trial.epochs, rows[-1] if rows else None)
+        return self._last[trial.id][1]
+
+
+def _interest(trial: TrialRow) -> tuple[bool, float, int]:
+    wer = 9.0 if trial.best_wer is None else trial.best_wer
+    return trial.state is not TrialState.RUNNING, wer, -trial.number
+
+
+STYLES = {"learned": "green", "never_learned": "red", "collapsed": "red", "diverged": "red", "too_slow": "yellow"}
+
+
+def trial_table(title: str, trials: list[TrialRow], last_row: Callable[[TrialRow], EpochRow | None]) -> Table:
+    """Trial, parameters, epoch, WER, spread, phase, verdict."""
+    table = Table(title=title, title_justify="left")
+    for name in ("trial", "state", "parameters"):
+        table.add_column(name, overflow="fold")
+    for name in ("epoch", "WER", "best", "spread"):
+        table.add_column(name, justify="right")
+    table.add_column("phase")
+    table.add_column("verdict")
+    for trial in trials:
+        row = last_row(trial)
+        metrics = row.metrics if row else {}
+        wer, spread = metrics.get("dev/wer"), metrics.get("spread/time")
+        table.add_row(
+            trial_label(trial),
+            trial.state.value,
+            parameters(trial),
+            str(trial.epochs or ""),
+            "" if wer is None else f"{wer:.1%}",
+            "" if trial.best_wer is None else f"{trial.best_wer:.1%}",
+            "" if spread is None else f"{spread:.2f}",
+            row.phase if row else "checking" if trial.state is TrialState.RUNNING else "",
+            Text(trial.verdict or "", style=STYLES.get(trial.verdict or "", "")),
+        )
+    return table
+
+
+@contextmanager
+def view(epochs: Epochs, *, plain: bool, out: TextIO) -> Iterator[PlainLog | LiveTable]:
+    """The right one of the two for where the output goes."""
+    console = Console(file=out)
+    if plain or not console.is_terminal:
+        yield PlainLog(epochs, out)
+        return
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        yield LiveTable(epochs, live)
+
+
+def print_summary(
+    sweep: SweepRow, trials: list[TrialRow], epochs: Epochs, command: str | None, dashboard: str, out: TextIO
+) -> None:
+    """The table once more, then the best trial, the pruned and the named ones, the command and the dashboard."""
+    console = Console(file=out, width=None if out.isatty() else 160, soft_wrap=False, highlight=False)
+    rows = {t.id: (found[-1] if (found := epochs(t.id)) else None) for t in trials}
+    console.print(trial_table(sweep.name, trials, lambda t: rows[t.id]))
+    best = best_trial(trials)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    say(f"\nSweep {sweep.name}: {sweep.state.value}, {sweep.reason}. {sweep.seconds:.0f} s in all.")
+    say(f"The best constant sentence ({sweep.facts['constant_sentence']!r}) scores {sweep.facts['constant_wer']:.1%}.")
+    if best is not None:
+        say(f"Best: trial {trial_label(best)}, dev WER {best.best_wer:.1%} at epoch {best.best_epoch}.")
+    for heading, chosen in (
+        ("Pruned:", [t for t in trials if t.state is TrialState.PRUNED]),
+        ("Failed:", [t for t in trials if t.state is TrialState.FAILED]),
+        ("Named:", [t for t in trials if t.name]),
+    ):
+        if chosen:
+            say(f"\n{heading}")
+            for trial in chosen:
+                say(f"  {sweep.name}/{trial.name or trial.number}: {sentence_about(trial)}")
+    if command:
+        say(f"\nTrain the best configuration:\n  {command}")
+    say(f"\nDashboard:\n  {dashboard}")
+
+
+def interactive() -> bool:
+    """Whether a person sits in front: both ends are a terminal."""
+    return sys.stdin.isatty() and sys.stdout.isatty()

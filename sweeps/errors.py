@@ -1,0 +1,76 @@
+"""Errors that a person can act on. Each is shown as one line: the value, the rule it broke and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+class SweepError(Exception):
+    """An expected error: printed without a traceback."""
+
+
+class DatabaseUnavailable(SweepError):
+    """The database cannot be opened, or was lost. The transaction in hand was rolled back and can be tried again."""
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(f"database {url} cannot be used ({why}): check its address and that it runs, or name another")
+
+
+class SweepExists(SweepError):
+    """A sweep of that name was made already."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"sweep {name!r} exists already: run it again to go on with it, or choose another name")
+
+
+class SpecChanged(SweepError):
+    """A sweep of that name was made from another spec; `paths` are the places that differ."""
+
+    def __init__(self, name: str, paths: Sequence[str]) -> None:
+        self.paths = tuple(paths)
+        super().__init__(
+            f"sweep {name!r} was made from another spec (differing: {', '.join(paths)}): "
+            "put these back to go on with it, or choose another name"
+        )
+
+
+class SweepBusy(SweepError):
+    """Another live process runs the sweep."""
+
+    def __init__(self, name: str, holder: str, seconds_ago: float) -> None:
+        self.holder = holder
+        super().__init__(
+            f"sweep {name!r} is being run by {holder} (last heard of {max(seconds_ago, 0):.0f} s ago): "
+            "end that one first, or let it finish"
+        )
+
+
+class LeaseLost(SweepError):
+    """The trial is no longer this worker's. Drop it: whoever holds it now goes on with it."""
+
+    def __init__(self, number: int, attempt: int) -> None:
+        super().__init__(
+            f"trial {number} is no longer held by its attempt {attempt} (its lease ran out, or it is over): "
+            "nothing was written; drop it"
+        )
+
+
+class SweepNotFound(SweepError):
+    """No sweep has that name."""
+
+    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
+        super().__init__(f"there is no sweep {name!r}: {_nearest(name, known) or 'none of the names here is like it'}")
+
+
+class TrialNotFound(SweepError):
+    """The sweep has no trial of that number or name."""
+
+    def __init__(self, sweep: str, wanted: str, known: Iterable[str] = ()) -> None:
+        way_out = _nearest(wanted, known) or "name it by its number (from 0) or by its name in the spec"
+        super().__init__(f"sweep {sweep!r} has no trial {wanted!r}: {way_out}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -1,0 +1,149 @@
+"""Ships what the database holds to MLflow, in the background: a projection that may lag, never a second truth."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from sweeps.records import EpochRow, Pending, SweepRow
+from sweeps.spec import SweepSpec
+from sweeps.states import TrialState
+from sweeps.store import Store
+from sweeps.summary import COLLAPSED, config_of
+from tracking.writer import EpochPoint, ExperimentWriter, RunStatus, RunWriter, TrackingUnavailable
+
+log = logging.getLogger(__name__)
+
+STATUS: Mapping[TrialState, RunStatus] = {
+    TrialState.WAITING: "SCHEDULED",
+    TrialState.RUNNING: "RUNNING",
+    TrialState.COMPLETE: "FINISHED",
+    TrialState.PRUNED: "KILLED",
+    TrialState.FAILED: "FAILED",
+    TrialState.CANCELLED: "KILLED",
+}
+
+DESCRIBE_SECONDS = 5.0
+
+
+class Mirror:
+    """One sweep's way into MLflow. `ship` is one pass; `start` makes passes in a thread until `finish`.
+
+    Every write is idempotent and what has arrived is marked in the database, so a pass that dies half-way is simply
+    made again; while MLflow is away, rows wait.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sweep: SweepRow,
+        spec: SweepSpec,
+        tags: Mapping[str, str],
+        open_experiment: Callable[[], ExperimentWriter],
+        describe: Callable[[], str],
+    ) -> None:
+        self._store, self._sweep, self._spec, self._tags = store, sweep, spec, tags
+        self._open, self._describe = open_experiment, describe
+        self._experiment: ExperimentWriter | None = None
+        self._runs: dict[int, RunWriter] = {}
+        self._described, self._described_at = "", 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep_shipping, name="mirror", daemon=True)
+        self.trouble = ""
+        """Why the last pass failed; empty if it did not."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self, seconds: float) -> bool:
+        """Stop the thread and ship the rest; says whether everything has arrived within about `seconds`."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                while self.ship(final=True):
+                    pass
+                return True
+            except TrackingUnavailable as error:
+                self.trouble = str(error)
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(1)
+
+    def _keep_shipping(self) -> None:
+        pause = 1.0
+        while not self._stop.wait(pause):
+            try:
+                self.ship()
+                self.trouble, pause = "", 1.0
+            except TrackingUnavailable as error:
+                self.trouble, pause = str(error), min(2 * pause, 30.0)
+            except Exception as error:  # the sweep goes on without its mirror; what was missed is shipped next time
+                log.exception("the mirror stumbled")
+                self.trouble, pause = f"{type(error).__name__}: {error}", min(2 * pause, 30.0)
+
+    def ship(self, final: bool = False) -> int:
+        """One pass over what MLflow has not seen; returns how many trials were behind.
+
+        Raises:
+            TrackingUnavailable: MLflow cannot be reached; nothing is lost.
+        """
+        if self._experiment is None:
+            self._experiment = self._open()
+            self._experiment.set_tags({"sweep": self._sweep.name, **self._tags})
+            self._store.set_experiment(self._sweep.id, self._experiment.experiment_id)
+        shipped = 0
+        for pending in self._store.pending(self._sweep.id):
+            if pending.trial.hyperparameters is not None:  # else nothing to show yet
+                self._ship_trial(self._experiment, pending)
+                shipped += 1
+        now = time.monotonic()
+        if final or now - self._described_at > DESCRIBE_SECONDS:
+            text = self._describe()
+            if text != self._described:
+                self._experiment.describe(text)
+                self._described = text
+            self._described_at = now
+        return shipped
+
+    def _ship_trial(self, experiment: ExperimentWriter, pending: Pending) -> None:
+        trial = pending.trial
+        run = self._runs.get(trial.id)
+        if run is None:
+            # The key outlives a lost answer: a run created by a pass that died is found again.
+            key = f"{self._sweep.name}@{self._sweep.created_at:.3f}/{trial.number}"
+            name = trial.name or f"trial {trial.number}"
+            run = experiment.run(key, name, round(1000 * (trial.started_at or trial.created_at)))
+            config = config_of(self._spec, trial).model_dump()
+            run.log_params({name: str(value) for name, value in config.items()})
+            if trial.run_id != run.run_id:
+                self._store.set_run_id(trial.id, run.run_id)
+            self._runs[trial.id] = run
+        run.set_tags(
+            {
+                **self._tags,
+                "sweep": self._sweep.name,
+                "number": str(trial.number),
+                "name": trial.name or "",
+                "trial_state": trial.state.value,
+                "verdict": trial.verdict or "",
+                "collapse": str(trial.verdict in COLLAPSED).lower(),
+                "rule": trial.rule or "",
+                "reason": trial.reason,
+                "attempt": str(trial.attempt),
+                "seed": str(config_of(self._spec, trial).seed),
+            }
+        )
+        run.log_epochs([_point(row) for row in pending.epochs])
+        end = None if trial.finished_at is None else round(1000 * trial.finished_at)
+        run.set_status(STATUS[trial.state], end)
+        self._store.mark_mirrored(trial.id, [row.epoch for row in pending.epochs], trial.revision)
+
+
+def _point(row: EpochRow) -> EpochPoint:
+    assert row.recorded_at is not None
+    return EpochPoint(row.epoch, round(1000 * row.recorded_at), row.metrics)

@@ -1,0 +1,65 @@
+"""What differs between operating systems about processes: who is alive, and who hears Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+
+from sweeps.records import Runner
+
+
+def this_runner() -> Runner:
+    """This process. The id holds its start time, as a process id alone is used again."""
+    started = psutil.Process().create_time()
+    return Runner(id=f"{socket.gethostname()}-{os.getpid()}-{started:.2f}", host=socket.gethostname(), pid=os.getpid())
+
+
+def is_known_dead(runner: Runner) -> bool:
+    """Whether `runner` ran on this host and is gone. A process of another host is never known to be dead."""
+    if runner.host != socket.gethostname():
+        return False
+    try:
+        started = psutil.Process(runner.pid).create_time()
+    except psutil.NoSuchProcess:
+        return True
+    return abs(started - float(runner.id.rpartition("-")[2])) > 2  # the clock that start times come from may be set
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes started inside do not hear Ctrl-C: their parent tells them to stop, in order.
+
+    (POSIX children inherit an ignored signal; on Windows the worker ignores it itself, once it runs.)
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, heard)
+
+
+@contextmanager
+def stop_signals(stop: threading.Event) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM set `stop`; a second Ctrl-C raises KeyboardInterrupt."""
+
+    def heard(number: int, _frame: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    kept = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

@@ -1,0 +1,167 @@
+"""When to stop a trial before its end: pure rules, histories in, a decision with its reason out.
+
+In the plateau before takeoff WER is no evidence: at epoch 3 healthy runs show 100 % as well. There a trial is
+stopped only if it is futile: the siblings that took off say how much cumulative learning rate ("LR-time") a takeoff
+takes on this corpus and how far the log-probs then move with time, and the trial will reach neither within its
+epochs, by a factor of two. After takeoff the best WER so far is compared, at rungs counted from takeoff.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from model.diagnosis import Verdict, best_epoch, takeoff_epoch
+from model.types import EpochReport, TrainingConfig
+
+Curve = Sequence[EpochReport]
+"""Epochs 1, 2, ... of one trial."""
+
+FUTILE_SHARE = 0.5
+"""A trial is futile if it will reach less than this share of what the quickest sibling needed to take off. LR-time
+at takeoff differs 2.5-fold between healthy runs of one corpus, so the two conditions are asked for together."""
+
+EXHAUSTED_FACTOR = 3.0
+"""... or if it has had so many times the LR-time, and the epochs, of the slowest sibling's takeoff."""
+
+FIRST_RUNG = 4
+"""Epochs after takeoff at which WER is first compared; then 8, 16, 32, ..."""
+
+RUNG_SIBLINGS = 3
+"""A rung with fewer siblings decides nothing."""
+
+RUNG_MARGIN = 0.10
+"""At a rung a trial is kept while it is within this WER of the best sibling, or not worse than the median one."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Why a trial is stopped."""
+
+    rule: str
+    verdict: Verdict
+    reason: str
+    """One sentence, with the numbers, for a person."""
+    evidence: dict[str, float]
+    """The numbers and thresholds behind the sentence."""
+
+
+def decide(
+    curve: Curve,
+    siblings: Sequence[Curve],
+    config: TrainingConfig,
+    constant_wer: float,
+    grace_epochs: int | None = None,
+) -> Decision | None:
+    """Whether to stop a trial after the last epoch of `curve`; None lets it go on.
+
+    Args:
+        curve: the trial's epochs so far, at least one.
+        siblings: the curves of the sweep's other trials, finished or not.
+        config: the trial's.
+        constant_wer: dev WER of the best constant sentence (fraction).
+        grace_epochs: nothing is stopped before; default a fifth of the epochs, at least 4.
+    """
+    epoch = curve[-1].epoch
+    if epoch < (grace_epochs or max(4, config.epochs // 5)):
+        return None
+    took_off = [(at, s) for s in siblings if (at := takeoff_epoch([r.wer for r in s], constant_wer))]
+    takeoff = takeoff_epoch([r.wer for r in curve], constant_wer)
+    if takeoff is not None:
+        return _too_slow(curve, takeoff, took_off)
+    if not took_off:
+        return None
+    return _futile(curve, took_off, config) or _exhausted(curve, took_off)
+
+
+def _futile(curve: Curve, took_off: Sequence[tuple[int, Curve]], config: TrainingConfig) -> Decision | None:
+    """Rate too low: neither its LR-time nor its time spread will come near a takeoff in the epochs left."""
+    now = curve[-1]
+    left = config.epochs - now.epoch
+    steps = now.step / now.epoch
+    lr_time_end = now.lr_time + left * steps * config.learning_rate  # as if at its peak rate from here on
+    lr_time_needed = min(s[at - 1].lr_time for at, s in took_off)
+
+    half = curve[(len(curve) - 1) // 2]
+    spread, before = now.metrics["spread/time"], half.metrics["spread/time"]
+    growth = max(0.0, spread - before) / max(1, now.epoch - half.epoch)
+    spread_end = spread + left * growth
+    spread_needed = min(s[at - 1].metrics["spread/time"] for at, s in took_off)
+
+    if not (lr_time_end < FUTILE_SHARE * lr_time_needed and spread_end < FUTILE_SHARE * spread_needed):
+        return None
+    return Decision(
+        "futile",
+        "never_learned",
+        f"Not learning: by its last epoch ({config.epochs}) it would have {lr_time_end:.2g} of cumulative learning "
+        f"rate and a time spread of {spread_end:.2g} nats; of {len(took_off)} trials that took off none did below "
+        f"{lr_time_needed:.2g} and {spread_needed:.2g} (stopped under half of both, at epoch {now.epoch}, "
+        f"WER {now.wer:.1%}). A learning rate {lr_time_needed / lr_time_end:.0f} times higher would have changed this.",
+        {
+            "epoch": now.epoch,
+            "lr_time_end": lr_time_end,
+            "lr_time_needed": lr_time_needed,
+            "spread_end": spread_end,
+            "spread_needed": spread_needed,
+            "share": FUTILE_SHARE,
+            "siblings": len(took_off),
+        },
+    )
+
+
+def _exhausted(curve: Curve, took_off: Sequence[tuple[int, Curve]]) -> Decision | None:
+    """Still in the plateau long after every sibling that took off, in epochs and in LR-time."""
+    now = curve[-1]
+    latest = max(at for at, _ in took_off)
+    most = max(s[at - 1].lr_time for at, s in took_off)
+    if now.epoch < EXHAUSTED_FACTOR * latest or now.lr_time < EXHAUSTED_FACTOR * most:
+        return None
+    return Decision(
+        "exhausted",
+        "never_learned",
+        f"Not learning: WER {now.wer:.1%} after {now.epoch} epochs and {now.lr_time:.2g} of cumulative learning rate; "
+        f"the slowest of {len(took_off)} trials that took off needed {latest} epochs and {most:.2g} "
+        f"({EXHAUSTED_FACTOR:g} times both are allowed). A lower learning rate may have changed this.",
+        {
+            "epoch": now.epoch,
+            "lr_time": now.lr_time,
+            "latest_takeoff": latest,
+            "lr_time_needed": most,
+            "factor": EXHAUSTED_FACTOR,
+            "siblings": len(took_off),
+        },
+    )
+
+
+def _too_slow(curve: Curve, takeoff: int, took_off: Sequence[tuple[int, Curve]]) -> Decision | None:
+    """After takeoff: worse than the siblings were, as many epochs after theirs."""
+    since = curve[-1].epoch - takeoff
+    if since < FIRST_RUNG or since & (since - 1):
+        return None
+    mine = _best_until(curve, takeoff + since)
+    others = [_best_until(s, at + since) for at, s in took_off if len(s) >= at + since]
+    if len(others) < RUNG_SIBLINGS or mine <= median(others) or mine <= min(others) + RUNG_MARGIN:
+        return None
+    return Decision(
+        "too_slow",
+        "too_slow",
+        f"Learns, but too slowly to win: best WER {mine:.1%} {since} epochs after its takeoff at epoch {takeoff}; at "
+        f"that point {len(others)} other trials had {median(others):.1%} in the median and {min(others):.1%} at best. "
+        f"A WER of {max(median(others), min(others) + RUNG_MARGIN):.1%} would have kept it.",
+        {
+            "epoch": curve[-1].epoch,
+            "since_takeoff": since,
+            "best_wer": mine,
+            "median": median(others),
+            "best": min(others),
+            "margin": RUNG_MARGIN,
+            "siblings": len(others),
+        },
+    )
+
+
+def _best_until(curve: Curve, epoch: int) -> float:
+    best = best_epoch([r.wer for r in curve[:epoch]])
+    assert best is not None  # it took off, so some WER was finite
+    return best[1]

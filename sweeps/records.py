@@ -1,0 +1,161 @@
+"""What the store takes and gives: frozen values, never live rows.
+
+Times (`*_at`) are UNIX seconds in UTC by the clock of the database. WER is a fraction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from model.types import METRICS, EpochReport
+from sweeps.states import SweepState, TrialState
+
+
+@dataclass(frozen=True)
+class Runner:
+    """The process that runs a sweep."""
+
+    id: str
+    """Unique to one start of a process: a process id alone is used again."""
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A named trial that a sweep begins with."""
+
+    name: str
+    hyperparameters: Mapping[str, Any]
+    overrides: Mapping[str, Any]
+    """Trainer fields outside the search space."""
+    in_space: bool
+    """Whether the sampler may hear of it."""
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    id: int
+    name: str
+    spec: dict[str, Any]
+    digest: str
+    """Of the spec without its budget: two specs of one digest are the same sweep."""
+    budget: dict[str, Any]
+    """`trials`, and where limited `total_epochs` and `hours`."""
+    facts: dict[str, Any]
+    """What was found out when the sweep was made: corpus and vocabulary hash, WER of the best constant sentence."""
+    state: SweepState
+    reason: str
+    runner: Runner | None
+    runner_beat_at: float | None
+    experiment_id: str | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    seconds: float
+    """Wall time under a beating runner, over all runners, up to the last beat."""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    id: int
+    sweep_id: int
+    number: int
+    """0 for the sweep's first."""
+    name: str | None
+    in_space: bool
+    overrides: dict[str, Any]
+    hyperparameters: dict[str, Any] | None
+    """None until the sampler was asked."""
+    state: TrialState
+    attempt: int
+    """Times it was claimed; the fencing token of the last claim."""
+    worker: str | None
+    verdict: str | None
+    rule: str | None
+    reason: str
+    evidence: dict[str, Any]
+    best_wer: float | None
+    best_epoch: int | None
+    epochs: int
+    """The last epoch recorded, 0 for none."""
+    optuna_trial_id: int | None
+    run_id: str | None
+    revision: int
+    """Counts the changes that somebody who reads the run would see."""
+    mirrored_revision: int
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One epoch of one trial: an `EpochReport` and the phase the run was in. Only finite metrics are kept."""
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+    steps_in_epoch: int
+    skipped_steps: int
+    lr_time: float
+    seconds: float
+    phase: str
+    recorded_at: float | None = None
+
+    @classmethod
+    def of(cls, report: EpochReport, phase: str) -> Self:
+        return cls(
+            epoch=report.epoch,
+            step=report.step,
+            metrics=report.finite(),
+            steps_in_epoch=report.steps_in_epoch,
+            skipped_steps=report.skipped_steps,
+            lr_time=report.lr_time,
+            seconds=report.seconds,
+            phase=phase,
+        )
+
+    def report(self) -> EpochReport:
+        """The report it came from, with NaN for every metric that was not finite."""
+        return EpochReport(
+            epoch=self.epoch,
+            step=self.step,
+            metrics=dict.fromkeys(METRICS, math.nan) | self.metrics,
+            steps_in_epoch=self.steps_in_epoch,
+            skipped_steps=self.skipped_steps,
+            lr_time=self.lr_time,
+            seconds=self.seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A worker's right to one trial, for as long as `attempt` is the trial's last and its lease was not reaped."""
+
+    sweep_id: int
+    trial_id: int
+    number: int
+    name: str | None
+    attempt: int
+    hyperparameters: dict[str, Any] | None
+    """None: the sampler was not asked yet."""
+    overrides: dict[str, Any]
+    in_space: bool
+    optuna_trial_id: int | None
+    epochs: int
+    """The last epoch recorded, 0 for none."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What the tracking server has not seen of one trial."""
+
+    trial: TrialRow
+    epochs: list[EpochRow]

@@ -1,0 +1,188 @@
+"""`sweeps run`: starts workers, watches over them, and keeps the mirror going. The database owns the trials."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from threading import Event
+from typing import Protocol
+
+from sweeps.mirror import Mirror
+from sweeps.processes import deaf_children, is_known_dead, this_runner
+from sweeps.records import Runner, SweepRow, TrialRow
+from sweeps.spec import SweepSpec
+from sweeps.states import SweepState, TrialState
+from sweeps.store import Store
+from sweeps.study import Study
+from sweeps.worker import Job, worker_process
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 2.0
+STALE_SECONDS = 60.0
+"""A runner of another host that has not beaten for so long is taken for dead."""
+STOP_SECONDS = 20.0
+"""What workers get to hand their trials back."""
+FRUITLESS_DEATHS = 3
+"""So many worker deaths in a row without a new epoch in the sweep end it."""
+
+
+class View(Protocol):
+    """Shows a sweep while it runs."""
+
+    def update(self, sweep: SweepRow, trials: list[TrialRow], note: str) -> None: ...
+
+
+@dataclass
+class _Process:
+    """A worker process and the pipe by which it is told to stop; it stops as well when the pipe breaks."""
+
+    process: multiprocessing.process.BaseProcess
+    pipe: Connection
+    job: Job
+
+
+def take(store: Store, sweep: SweepRow, runner: Runner) -> None:
+    """Make `runner` the one that runs the sweep.
+
+    Raises:
+        SweepBusy: another live process does.
+    """
+    store.take_runner(sweep.id, runner, STALE_SECONDS, is_known_dead)
+
+
+def has_work(sweep: SweepRow, trials: list[TrialRow]) -> bool:
+    """Whether a trial waits, or the budget allows another."""
+    return len(trials) < sweep.budget["trials"] or any(not t.state.terminal for t in trials)
+
+
+def run(
+    store: Store, sweep: SweepRow, spec: SweepSpec, job: Job, runner: Runner, mirror: Mirror, view: View, stop: Event
+) -> None:
+    """Run a sweep, held by `runner`, until it is done, its budget is spent, or `stop` is set.
+
+    However it ends, no worker lives, no trial is RUNNING, and the sweep's state says what happened.
+    """
+    # Whoever held these trials is gone, or may no longer write: there is one runner.
+    store.reap(sweep.id, dead_workers={t.worker for t in store.trials(sweep.id) if t.worker})
+    Study(job.database_url, spec).fail_orphans(store.trials(sweep.id))
+    store.set_sweep_state(sweep.id, SweepState.RUNNING)
+    mirror.start()
+    workers: list[_Process] = []
+    reason = "a fault of the runner"
+    try:
+        reason = _watch(store, sweep, job, spec.workers, runner, mirror, view, stop, workers)
+    finally:
+        _end(workers)
+        store.reap(sweep.id, dead_workers={w.job.worker for w in workers})
+        _close(store, sweep.id, reason, stop.is_set())
+        store.beat(sweep.id, runner.id)
+        store.release_runner(sweep.id, runner.id)
+
+
+def _watch(
+    store: Store,
+    sweep: SweepRow,
+    job: Job,
+    count: int,
+    runner: Runner,
+    mirror: Mirror,
+    view: View,
+    stop: Event,
+    workers: list[_Process],
+) -> str:
+    """Keep `count` workers going; returns why that ended, empty if there was nothing left to do."""
+    started, deaths, epochs_at_death = 0, 0, -1
+    for _ in range(count):
+        workers.append(_start(replace(job, worker=f"{runner.id}/{started}")))
+        started += 1
+    beaten = 0.0
+    while any(w.process.is_alive() for w in workers) and not stop.wait(0.25):
+        if time.monotonic() - beaten > BEAT_SECONDS:
+            if not store.beat(sweep.id, runner.id):
+                stop.set()
+                return "another process runs this sweep now"
+            store.reap(sweep.id)
+            beaten = time.monotonic()
+        trials = store.trials(sweep.id)
+        view.update(_reread(store, sweep), trials, mirror.trouble and f"MLflow is away, rows wait: {mirror.trouble}")
+        for dead in [w for w in workers if w.process.exitcode not in (None, 0)]:
+            workers.remove(dead)
+            dead.process.join()
+            store.reap(sweep.id, dead_workers={dead.job.worker})
+            epochs = sum(t.epochs for t in trials)
+            deaths = deaths + 1 if epochs == epochs_at_death else 1
+            epochs_at_death = epochs
+            log.error("worker %s died with exit code %s", dead.job.worker, dead.process.exitcode)
+            if deaths >= FRUITLESS_DEATHS:
+                return (
+                    f"{deaths} workers died in a row without a new epoch, the last with exit code "
+                    f"{dead.process.exitcode}; its log is {dead.job.log}"
+                )
+            workers.append(_start(replace(job, worker=f"{runner.id}/{started}")))
+            started += 1
+    view.update(_reread(store, sweep), store.trials(sweep.id), "")
+    return ""
+
+
+def _reread(store: Store, sweep: SweepRow) -> SweepRow:
+    found = store.find_sweep(sweep.name)
+    assert found is not None
+    return found
+
+
+def _start(job: Job) -> _Process:
+    index = job.worker.rpartition("/")[2]
+    job = replace(job, log=job.log / f"worker-{index}.log")
+    spawn = multiprocessing.get_context("spawn")
+    theirs, ours = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=worker_process, args=(job, theirs), name=f"worker {index}")
+    with deaf_children():
+        process.start()
+    theirs.close()
+    return _Process(process, ours, job)
+
+
+def _end(workers: list[_Process]) -> None:
+    """Ask, wait, and only then force."""
+    for worker in workers:
+        worker.pipe.close()
+    deadline = time.monotonic() + STOP_SECONDS
+    ways: tuple[tuple[Callable[[_Process], None], float], ...] = (
+        (lambda w: None, STOP_SECONDS),
+        (lambda w: w.process.terminate(), 3.0),
+        (lambda w: w.process.kill(), 10.0),
+    )
+    for act, seconds in ways:
+        alive = [w for w in workers if w.process.is_alive()]
+        for worker in alive:
+            act(worker)
+        deadline = time.monotonic() + seconds
+        for worker in alive:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+
+
+def _close(store: Store, sweep_id: int, reason: str, interrupted: bool) -> None:
+    sweep = next(s for s in store.sweeps() if s.id == sweep_id)
+    trials = store.trials(sweep_id)
+    if not has_work(sweep, trials):
+        store.set_sweep_state(sweep_id, SweepState.COMPLETE, "all trials of its budget are done")
+    elif interrupted:
+        store.set_sweep_state(sweep_id, SweepState.PAUSED, reason or "interrupted; run it again to go on")
+    elif reason:
+        store.set_sweep_state(sweep_id, SweepState.FAILED, reason)
+    else:
+        store.set_sweep_state(sweep_id, SweepState.STOPPING)
+        waiting = sum(t.state is TrialState.WAITING for t in trials)
+        store.set_sweep_state(
+            sweep_id,
+            SweepState.STOPPED,
+            f"budget spent (total_epochs or hours), {waiting} trials wait: raise it and run again to go on",
+        )
+
+
+__all__ = ["View", "has_work", "run", "take", "this_runner"]

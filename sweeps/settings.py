@@ -1,0 +1,41 @@
+"""Where things lie: everything the product writes is under one home."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folders of one installation."""
+
+    root: Path
+
+    @property
+    def database_url(self) -> str:
+        return f"sqlite:///{(self.root / 'sweeps.db').as_posix()}"
+
+    @property
+    def mlflow(self) -> Path:
+        return self.root / "mlflow"
+
+    @property
+    def corpora(self) -> Path:
+        return self.root / "corpora"
+
+    @property
+    def scans(self) -> Path:
+        return self.root / "scans"
+
+    def checkpoints(self, sweep: str) -> Path:
+        return self.root / "checkpoints" / sweep
+
+    def logs(self, sweep: str) -> Path:
+        return self.root / "logs" / sweep
+
+
+def find_home(given: Path | None) -> Home:
+    """`--home`, else `SWEEPS_HOME`, else `.sweeps` in the working directory; always absolute."""
+    return Home((given or Path(os.environ.get("SWEEPS_HOME") or ".sweeps")).expanduser().resolve())

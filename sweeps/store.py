@@ -1,0 +1,664 @@
+"""The truth about sweeps, trials and epochs, in one SQL database shared by every process.
+
+Each method is one transaction, and raises `DatabaseUnavailable` where the database is away, full or locked for long.
+Values come back as frozen records (`records.py`). Every time is the database's.
+
+Who may write a trial is decided by its attempt: `claim` counts it up, and every write of a worker says
+`WHERE attempt = mine AND state = RUNNING`. A worker that was declared dead can therefore write nothing.
+Where two rows are locked, the sweep's comes before the trial's.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    and_,
+    case,
+    create_engine,
+    event,
+    exists,
+    func,
+    insert,
+    literal,
+    make_url,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+
+from sweeps import migrations, tables
+from sweeps.errors import DatabaseUnavailable, LeaseLost, SweepBusy, SweepExists, SweepNotFound, TrialNotFound
+from sweeps.records import Claim, EpochRow, Pending, PlannedTrial, Runner, SweepRow, TrialRow
+from sweeps.states import SweepState, TrialState
+from sweeps.tables import epochs, now, sweeps, trials
+
+__all__ = ["Claim", "EpochRow", "Pending", "PlannedTrial", "Runner", "Store", "SweepRow", "TrialRow", "database_url"]
+
+_BUSY_SECONDS = 30
+_PRAGMAS = (
+    f"busy_timeout = {_BUSY_SECONDS * 1000}",
+    "foreign_keys = ON",
+    # FULL: a commit survives a power cut. Optuna and MLflow hear of facts after we commit them, and must never
+    # know what we forgot. An epoch takes seconds, the sync a millisecond.
+    "synchronous = FULL",
+)
+_UPGRADE_LOCK = 0x73776565_70730001  # PostgreSQL's advisory lock of the schema upgrade: "sweeps", 1
+_EPOCHS_AT_ONCE = 1_000
+
+_TRIAL = [trials.c[f.name] for f in fields(TrialRow)]
+_EPOCH = [epochs.c[f.name] for f in fields(EpochRow)]
+_CLAIM = [trials.c["id" if f.name == "trial_id" else f.name] for f in fields(Claim)]
+_next_revision = trials.c.revision + 1
+
+
+def database_url(url: str) -> URL:
+    """`url` with the driver we use.
+
+    Raises:
+        ValueError: not a database we run on.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        parsed = None
+    backend = parsed.drivername.partition("+")[0] if parsed else ""
+    if parsed and backend in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed and backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        return parsed
+    shown = parsed.render_as_string() if parsed else repr(url)
+    raise ValueError(
+        f"database {shown}: it must be a file or a server that several processes can share: "
+        "use sqlite:///PATH or postgresql://USER@HOST/NAME"
+    )
+
+
+class Store:
+    """Open `url`, making the file and its folder (SQLite) and bringing the schema up to date.
+
+    Raises:
+        ValueError: not a database we run on.
+        DatabaseUnavailable: it cannot be reached, is not ours to write, or was made by a newer version.
+    """
+
+    def __init__(self, url: str) -> None:
+        address = database_url(url)
+        self.url = address.render_as_string(hide_password=False)
+        self._engine = create_engine(address, pool_pre_ping=True)
+        try:
+            if self._engine.name == "sqlite":
+                Path(address.database or "").parent.mkdir(parents=True, exist_ok=True)
+                _prepare_sqlite(self._engine)
+            self._upgrade()
+        except DatabaseUnavailable:
+            self.close()
+            raise
+        except (DBAPIError, sqlite3.Error, OSError, ValueError) as error:
+            self.close()
+            raise self._unavailable(error.orig if isinstance(error, DBAPIError) else error) from error
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def now(self) -> float:
+        """The database's clock."""
+        with self._read() as connection:
+            return connection.execute(select(now())).scalar_one()
+
+    # sweeps
+
+    def create_sweep(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        digest: str,
+        budget: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        first_trials: Sequence[PlannedTrial],
+    ) -> SweepRow:
+        """A PENDING sweep whose first trials, numbered from 0, wait for a worker.
+
+        Raises:
+            SweepExists: the name is taken.
+            ValueError: a number that is not finite.
+        """
+        _check_finite(spec=spec, budget=budget, facts=facts)
+        planned = [asdict(trial) for trial in first_trials]
+        for trial in planned:
+            _check_finite(hyperparameters=trial["hyperparameters"], overrides=trial["overrides"])
+        values = {"name": name, "spec": spec, "digest": digest, "budget": budget, "facts": facts}
+        try:
+            with self._write() as connection:
+                sweep_id = connection.execute(
+                    insert(sweeps).values(**values, state=SweepState.PENDING, created_at=now()).returning(sweeps.c.id)
+                ).scalar_one()
+                common = {"sweep_id": sweep_id, "state": TrialState.WAITING, "evidence": {}}
+                if planned:
+                    connection.execute(
+                        insert(trials).values(created_at=now()),
+                        [{**common, "number": number, **trial} for number, trial in enumerate(planned)],
+                    )
+        except IntegrityError:
+            if self.find_sweep(name) is None:
+                raise
+            raise SweepExists(name) from None
+        sweep = self.find_sweep(name)
+        assert sweep is not None
+        return sweep
+
+    def find_sweep(self, name: str) -> SweepRow | None:
+        with self._read() as connection:
+            row = connection.execute(select(sweeps).where(sweeps.c.name == name)).one_or_none()
+        return _sweep_row(row) if row else None
+
+    def sweeps(self) -> list[SweepRow]:
+        """Every sweep, the oldest first."""
+        with self._read() as connection:
+            return [_sweep_row(row) for row in connection.execute(select(sweeps).order_by(sweeps.c.id))]
+
+    def update_budget(self, sweep_id: int, budget: Mapping[str, Any]) -> None:
+        _check_finite(budget=budget)
+        self._update_sweep(sweep_id, budget=budget)
+
+    def set_experiment(self, sweep_id: int, experiment_id: str) -> None:
+        self._update_sweep(sweep_id, experiment_id=experiment_id)
+
+    def set_sweep_state(self, sweep_id: int, state: SweepState, reason: str = "") -> None:
+        """Go to `state`. Where the sweep is there already, nothing but a given reason is changed.
+
+        Raises:
+            ValueError: the life cycle has no such step.
+        """
+        with self._write() as connection:
+            sweep = _lock_sweep(connection, sweep_id)
+            values: dict[str, Any] = {"reason": reason}
+            if sweep.state == state:
+                if not reason:
+                    return
+            elif not sweep.state.may_become(state):
+                allowed = [str(s) for s in SweepState if sweep.state.may_become(s)]
+                raise ValueError(
+                    f"sweep {sweep.name!r} is {sweep.state} and cannot become {state}: "
+                    f"from there it can become {', '.join(allowed) or 'nothing else'}"
+                )
+            else:
+                values |= {"state": state, "finished_at": now() if state.terminal else None}
+                if state == SweepState.RUNNING:
+                    values["started_at"] = func.coalesce(sweeps.c.started_at, now())
+            connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(**values))
+
+    def take_runner(
+        self, sweep_id: int, runner: Runner, stale_seconds: float, holder_is_dead: Callable[[Runner], bool]
+    ) -> None:
+        """Make `runner` the one process that runs the sweep. `holder_is_dead` is asked about a holder that still beat
+        within `stale_seconds`; it must answer False where it cannot know.
+
+        Raises:
+            SweepBusy: another live process runs it.
+        """
+        with self._write() as connection:
+            sweep = _lock_sweep(connection, sweep_id)
+            holder = _runner(sweep)
+            if holder and holder.id != runner.id:
+                silent = connection.execute(select(now())).scalar_one() - sweep.runner_beat_at
+                if silent < stale_seconds and not holder_is_dead(holder):
+                    raise SweepBusy(sweep.name, str(holder), silent)
+            connection.execute(
+                update(sweeps)
+                .where(sweeps.c.id == sweep_id)
+                .values(runner_id=runner.id, runner_host=runner.host, runner_pid=runner.pid, runner_beat_at=now())
+            )
+
+    def beat(self, sweep_id: int, runner_id: str) -> bool:
+        """The runner lives. False: another process runs the sweep now, so stop."""
+        return self._beat(sweep_id, runner_id, runner_beat_at=now())
+
+    def release_runner(self, sweep_id: int, runner_id: str) -> None:
+        """The runner goes; nothing happens where another one has taken over."""
+        self._beat(sweep_id, runner_id, runner_id=None, runner_host=None, runner_pid=None, runner_beat_at=None)
+
+    # trials
+
+    def claim(self, sweep_id: int, worker: str, lease_seconds: float) -> Claim | None:
+        """The next trial for `worker`: one that waits (those with epochs behind them first, then the oldest), else a
+        new one. None where the sweep is not RUNNING or its budget is used up. Exact under any number of processes.
+        """
+        with self._write() as connection:
+            sweep = _lock_sweep(connection, sweep_id)
+            if sweep.state != SweepState.RUNNING or not _budget_left(connection, sweep, 1):
+                return None
+            lease = {
+                "state": TrialState.RUNNING,
+                "attempt": trials.c.attempt + 1,
+                "fruitless_attempts": trials.c.fruitless_attempts + 1,
+                "worker": worker,
+                "lease_expires_at": now() + lease_seconds,
+                "reason": "",
+                "started_at": func.coalesce(trials.c.started_at, now()),
+                "revision": _next_revision,
+            }
+            trial_id = connection.execute(
+                select(trials.c.id)
+                .where(trials.c.sweep_id == sweep_id, trials.c.state == TrialState.WAITING)
+                .order_by(trials.c.epochs == 0, trials.c.number)
+                .limit(1)
+            ).scalar()
+            if trial_id is None:
+                last = connection.execute(
+                    select(func.max(trials.c.number)).where(trials.c.sweep_id == sweep_id)
+                ).scalar_one()
+                number = 0 if last is None else last + 1
+                if number >= sweep.budget["trials"]:
+                    return None
+                trial_id = connection.execute(
+                    insert(trials)
+                    .values(
+                        sweep_id=sweep_id,
+                        number=number,
+                        in_space=True,
+                        overrides={},
+                        evidence={},
+                        state=TrialState.WAITING,
+                        created_at=now(),
+                    )
+                    .returning(trials.c.id)
+                ).scalar_one()
+            connection.execute(update(trials).where(trials.c.id == trial_id).values(**lease))
+            return Claim(*connection.execute(select(*_CLAIM).where(trials.c.id == trial_id)).one())
+
+    def set_hyperparameters(
+        self, claim: Claim, hyperparameters: Mapping[str, Any], optuna_trial_id: int | None
+    ) -> None:
+        """What the sampler suggested.
+
+        Raises:
+            LeaseLost: the trial is no longer this worker's; so for every method that takes a claim.
+        """
+        _check_finite(hyperparameters=hyperparameters)
+        self._update_mine(
+            claim, hyperparameters=hyperparameters, optuna_trial_id=optuna_trial_id, revision=_next_revision
+        )
+
+    def renew(self, claim: Claim, lease_seconds: float) -> bool:
+        """Lengthen the lease. False: the trial is no longer this worker's."""
+        try:
+            self._update_mine(claim, lease_expires_at=now() + lease_seconds)
+        except LeaseLost:
+            return False
+        return True
+
+    def reserve_epoch(self, claim: Claim, epoch: int) -> bool:
+        """Whether the budget has `epoch` (1 for the first) of this trial. An epoch counts when it is reserved; the one
+        in hand counts no more once the trial is handed back, reaped or over. Exact under any number of processes.
+        """
+        with self._write() as connection:
+            sweep = _lock_sweep(connection, claim.sweep_id)
+            reserved = connection.execute(
+                select(trials.c.reserved_epochs).where(_mine(claim)).with_for_update()
+            ).scalar()
+            if reserved is None:
+                raise LeaseLost(claim.number, claim.attempt)
+            if not _budget_left(connection, sweep, max(0, epoch - reserved)):
+                return False
+            if epoch > reserved:
+                connection.execute(update(trials).where(_mine(claim)).values(reserved_epochs=epoch))
+            return True
+
+    def record(self, claim: Claim, rows: Sequence[EpochRow]) -> None:
+        """Write epochs. One that is there already stays as it is, so a replay changes nothing.
+
+        Raises:
+            ValueError: a number that is not finite.
+        """
+        for row in rows:
+            _check_finite(metrics=row.metrics, lr_time=row.lr_time, seconds=row.seconds)
+        with self._write() as connection:
+            held = connection.execute(
+                select(trials.c.epochs, trials.c.reserved_epochs, trials.c.best_wer, trials.c.best_epoch)
+                .where(_mine(claim))
+                .with_for_update()
+            ).one_or_none()
+            if held is None:
+                raise LeaseLost(claim.number, claim.attempt)
+            there = connection.scalars(
+                select(epochs.c.epoch).where(
+                    epochs.c.trial_id == claim.trial_id, epochs.c.epoch.in_([row.epoch for row in rows])
+                )
+            ).all()
+            new = [row for row in rows if row.epoch not in there]
+            if not new:
+                return
+            connection.execute(
+                insert(epochs).values(recorded_at=now()),
+                [{**asdict(row), "trial_id": claim.trial_id, "recorded_at": None} for row in new],
+            )
+            last = max(held.epochs, *(row.epoch for row in new))
+            wers = [(row.metrics["dev/wer"], row.epoch) for row in new if "dev/wer" in row.metrics]
+            if held.best_wer is not None:
+                wers.append((held.best_wer, held.best_epoch))
+            best_wer, best_epoch = min(wers, default=(None, None))
+            connection.execute(
+                update(trials)
+                .where(trials.c.id == claim.trial_id)
+                .values(
+                    epochs=last,
+                    reserved_epochs=max(held.reserved_epochs, last),
+                    best_wer=best_wer,
+                    best_epoch=best_epoch,
+                    fruitless_attempts=0,
+                    revision=_next_revision,
+                )
+            )
+
+    def finish(
+        self,
+        claim: Claim,
+        state: TrialState,
+        verdict: str | None,
+        reason: str,
+        rule: str | None,
+        evidence: Mapping[str, Any],
+    ) -> None:
+        """End the trial for good; `reason` is a sentence that says why.
+
+        Raises:
+            ValueError: `state` is not a terminal one, or a number is not finite.
+        """
+        if not state.terminal:
+            raise ValueError(f"a trial cannot finish as {state}: that state is not terminal; hand it back instead")
+        _check_finite(evidence=evidence)
+        self._update_mine(
+            claim,
+            state=state,
+            verdict=verdict,
+            reason=reason,
+            rule=rule,
+            evidence=evidence,
+            finished_at=now(),
+            lease_expires_at=None,
+            reserved_epochs=trials.c.epochs,
+            revision=_next_revision,
+        )
+
+    def hand_back(self, claim: Claim, reason: str) -> None:
+        """Let the trial wait for another worker. The attempt does not count against it."""
+        fruitless = trials.c.fruitless_attempts
+        self._update_mine(
+            claim, **_waiting(reason), fruitless_attempts=case((fruitless > 0, fruitless - 1), else_=fruitless)
+        )
+
+    def reap(
+        self, sweep_id: int, dead_workers: Collection[str] = (), max_attempts: int = 3
+    ) -> list[tuple[int, TrialState]]:
+        """Take the trials whose lease ran out, or whose worker is known dead, from their workers: back to WAITING, or
+        FAILED after `max_attempts` attempts in a row that recorded no new epoch.
+
+        Returns: id and new state of each, by number.
+        """
+        held = trials.c
+        given_up = held.fruitless_attempts >= max_attempts
+        lost = f" (attempts in a row without a new epoch: {max_attempts} at most)"
+        reason = literal("worker ") + func.coalesce(held.worker, "?") + " died or let its lease run out"
+        values = _waiting(case((given_up, reason + lost + ": see its log"), else_=reason))
+        values["state"] = case(
+            (given_up, literal(TrialState.FAILED, held.state.type)), else_=literal(TrialState.WAITING, held.state.type)
+        )
+        values["finished_at"] = case((given_up, now()))
+        values["worker"] = case((given_up, held.worker))
+        with self._write() as connection:
+            _lock_sweep(connection, sweep_id)  # two reapers would lock the trials in different orders
+            reaped = connection.execute(
+                update(trials)
+                .where(
+                    held.sweep_id == sweep_id,
+                    held.state == TrialState.RUNNING,
+                    or_(held.lease_expires_at < now(), held.worker.in_(dead_workers)),
+                )
+                .values(**values)
+                .returning(held.number, held.id, held.state)
+            ).all()
+        return [(trial_id, state) for _, trial_id, state in sorted(reaped)]
+
+    def mark_told(self, trial_id: int) -> None:
+        """The sampler knows how the trial ended."""
+        with self._write() as connection:
+            connection.execute(
+                update(trials).where(trials.c.id == trial_id, trials.c.told_at.is_(None)).values(told_at=now())
+            )
+
+    def untold(self, sweep_id: int) -> list[TrialRow]:
+        """Trials that are over, came from the sampler, and whose end it was not told."""
+        over = [state for state in TrialState if state.terminal]
+        return self._trials(
+            trials.c.sweep_id == sweep_id,
+            trials.c.state.in_(over),
+            trials.c.optuna_trial_id.is_not(None),
+            trials.c.told_at.is_(None),
+        )
+
+    def trials(self, sweep_id: int) -> list[TrialRow]:
+        """Every trial, by number."""
+        return self._trials(trials.c.sweep_id == sweep_id)
+
+    def trial(self, sweep_id: int, number_or_name: str | int) -> TrialRow:
+        """One trial, by its number (digits count as one) or its name.
+
+        Raises:
+            TrialNotFound: the sweep has no such trial.
+        """
+        wanted = str(number_or_name)
+        named = trials.c.number == int(wanted) if wanted.isdecimal() else trials.c.name == wanted
+        found = self._trials(trials.c.sweep_id == sweep_id, named)
+        if found:
+            return found[0]
+        with self._read() as connection:
+            sweep = connection.scalars(select(sweeps.c.name).where(sweeps.c.id == sweep_id)).one()
+            names = connection.scalars(
+                select(trials.c.name).where(trials.c.sweep_id == sweep_id, trials.c.name.is_not(None))
+            ).all()
+        raise TrialNotFound(sweep, wanted, names)
+
+    def epochs(self, trial_id: int) -> list[EpochRow]:
+        with self._read() as connection:
+            rows = connection.execute(select(*_EPOCH).where(epochs.c.trial_id == trial_id).order_by(epochs.c.epoch))
+            return [EpochRow(*row) for row in rows]
+
+    def sweep_epochs(self, sweep_id: int) -> dict[int, list[EpochRow]]:
+        """The epochs of every trial, by trial id; a trial without any has an empty list."""
+        with self._read() as connection:
+            ids = connection.scalars(select(trials.c.id).where(trials.c.sweep_id == sweep_id)).all()
+            mine = epochs.c.trial_id.in_(select(trials.c.id).where(trials.c.sweep_id == sweep_id))
+            return _by_trial(connection, ids, mine)
+
+    # the mirror
+
+    def pending(self, sweep_id: int, limit: int = 50) -> list[Pending]:
+        """Trials, by number, of which the tracking server has not seen all. Where many epochs wait, the last of these
+        trials come with a part of theirs, or none; they stay pending.
+        """
+        with self._read() as connection:
+            rows = connection.execute(
+                select(*_TRIAL)
+                .where(trials.c.sweep_id == sweep_id, trials.c.revision > trials.c.mirrored_revision)
+                .order_by(trials.c.number)
+                .limit(limit)
+            )
+            found = [TrialRow(*row) for row in rows]
+            ids = [trial.id for trial in found]
+            unseen = and_(epochs.c.trial_id.in_(ids), epochs.c.mirrored_at.is_(None))
+            waiting = _by_trial(connection, ids, unseen, _EPOCHS_AT_ONCE)
+        return [Pending(trial, waiting[trial.id]) for trial in found]
+
+    def set_run_id(self, trial_id: int, run_id: str) -> None:
+        with self._write() as connection:
+            connection.execute(update(trials).where(trials.c.id == trial_id).values(run_id=run_id))
+
+    def mark_mirrored(self, trial_id: int, epochs: Sequence[int], revision: int) -> None:
+        """The tracking server has these epochs, and the trial as of `revision`. While other epochs wait the trial
+        stays pending, so that `pending` need look at trials alone.
+        """
+        with self._write() as connection:
+            rows = tables.epochs
+            waiting = and_(rows.c.trial_id == trial_id, rows.c.mirrored_at.is_(None))
+            connection.execute(update(rows).where(waiting, rows.c.epoch.in_(epochs)).values(mirrored_at=now()))
+            connection.execute(
+                update(trials)
+                .where(trials.c.id == trial_id, trials.c.mirrored_revision < revision, ~exists().where(waiting))
+                .values(mirrored_revision=revision)
+            )
+
+    # transactions
+
+    @contextmanager
+    def _transaction(self, **options: Any) -> Iterator[Connection]:
+        try:
+            with self._engine.execution_options(**options).begin() as connection:
+                yield connection
+        except OperationalError as error:
+            raise self._unavailable(error.orig) from error
+
+    def _read(self) -> AbstractContextManager[Connection]:
+        return self._transaction()
+
+    def _write(self) -> AbstractContextManager[Connection]:
+        # SQLite: a transaction that reads first and writes later fails if another one wrote in between.
+        return self._transaction(sqlite_begin="BEGIN IMMEDIATE")
+
+    def _unavailable(self, why: object) -> DatabaseUnavailable:
+        return DatabaseUnavailable(self._engine.url.render_as_string(), " ".join(str(why).split()))
+
+    def _upgrade(self) -> None:
+        with self._read() as connection:
+            if migrations.is_current(connection):
+                return
+        with self._write() as connection:
+            if self._engine.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+            migrations.upgrade(connection)
+
+    def _update_sweep(self, sweep_id: int, **values: Any) -> None:
+        with self._write() as connection:
+            changed = connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(**values))
+            if not changed.rowcount:
+                raise SweepNotFound(str(sweep_id))
+
+    def _beat(self, sweep_id: int, runner: str, **values: Any) -> bool:
+        seconds = sweeps.c.seconds + now() - sweeps.c.runner_beat_at
+        held = and_(sweeps.c.id == sweep_id, sweeps.c.runner_id == runner)
+        with self._write() as connection:
+            return bool(connection.execute(update(sweeps).where(held).values(seconds=seconds, **values)).rowcount)
+
+    def _update_mine(self, claim: Claim, **values: Any) -> None:
+        with self._write() as connection:
+            if not connection.execute(update(trials).where(_mine(claim)).values(**values)).rowcount:
+                raise LeaseLost(claim.number, claim.attempt)
+
+    def _trials(self, *where: ColumnElement[bool]) -> list[TrialRow]:
+        with self._read() as connection:
+            rows = connection.execute(select(*_TRIAL).where(*where).order_by(trials.c.number))
+            return [TrialRow(*row) for row in rows]
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver begins no transaction of its own: `begin` below does
+        for pragma in _PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
+
+    # Stored in the file. Two processes that set it at once get "database is locked" whatever the busy timeout is.
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        connection = engine.raw_connection()
+        try:
+            connection.cursor().execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        finally:
+            connection.close()
+
+
+def _lock_sweep(connection: Connection, sweep_id: int) -> Row[Any]:
+    """The sweep's row, which nobody else changes until this transaction ends."""
+    row = connection.execute(select(sweeps).where(sweeps.c.id == sweep_id).with_for_update()).one_or_none()
+    if row is None:
+        raise SweepNotFound(str(sweep_id))
+    return row
+
+
+def _budget_left(connection: Connection, sweep: Row[Any], more: int) -> bool:
+    """Whether the (locked) sweep's hours are not spent and its epochs allow `more` of them."""
+    hours, total = sweep.budget.get("hours"), sweep.budget.get("total_epochs")
+    if hours is not None and sweep.seconds >= hours * 3600:
+        return False
+    if total is None:
+        return True
+    spent = select(func.coalesce(func.sum(trials.c.reserved_epochs), 0)).where(trials.c.sweep_id == sweep.id)
+    return bool(connection.execute(spent).scalar_one() + more <= total)
+
+
+def _mine(claim: Claim) -> ColumnElement[bool]:
+    return and_(trials.c.id == claim.trial_id, trials.c.attempt == claim.attempt, trials.c.state == TrialState.RUNNING)
+
+
+def _waiting(reason: str | ColumnElement[str]) -> dict[str, Any]:
+    return {
+        "state": TrialState.WAITING,
+        "worker": None,
+        "lease_expires_at": None,
+        "reason": reason,
+        "reserved_epochs": trials.c.epochs,
+        "revision": _next_revision,
+    }
+
+
+def _by_trial(
+    connection: Connection, trial_ids: Sequence[int], where: ColumnElement[bool], limit: int | None = None
+) -> dict[int, list[EpochRow]]:
+    found: dict[int, list[EpochRow]] = {trial_id: [] for trial_id in trial_ids}
+    rows = select(epochs.c.trial_id, *_EPOCH).where(where).order_by(epochs.c.trial_id, epochs.c.epoch).limit(limit)
+    for trial_id, *row in connection.execute(rows):
+        found[trial_id].append(EpochRow(*row))
+    return found
+
+
+def _runner(sweep: Row[Any]) -> Runner | None:
+    return Runner(sweep.runner_id, sweep.runner_host, sweep.runner_pid) if sweep.runner_id else None
+
+
+def _sweep_row(row: Row[Any]) -> SweepRow:
+    values = {f.name: getattr(row, f.name) for f in fields(SweepRow) if f.name != "runner"}
+    return SweepRow(**values, runner=_runner(row))
+
+
+def _check_finite(**values: Any) -> None:
+    """JSON has no NaN, and a NaN that reached a database would sort and compare differently in each."""
+    for path, value in values.items():
+        if isinstance(value, Mapping):
+            _check_finite(**{f"{path}.{key}": each for key, each in value.items()})
+        elif isinstance(value, list | tuple):
+            _check_finite(**{f"{path}[{i}]": each for i, each in enumerate(value)})
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{path} is {value}: only finite numbers can be stored; leave the key out")

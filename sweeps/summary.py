@@ -1,0 +1,141 @@
+"""What a sweep came to, as plain values and as text. Pure: rows in, words out."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from model.data import CorpusConfig
+from model.types import TrainingConfig
+from sweeps.records import SweepRow, TrialRow
+from sweeps.spec import SweepSpec
+from sweeps.states import TrialState
+
+COLLAPSED = {"never_learned", "collapsed"}
+"""To a person both of these read "collapsed"."""
+
+
+def trial_label(trial: TrialRow) -> str:
+    """The trial's number, and its name if it has one."""
+    return f"{trial.number} {trial.name}" if trial.name else str(trial.number)
+
+
+def config_of(spec: SweepSpec, trial: TrialRow) -> TrainingConfig:
+    """The full training config of a trial whose hyperparameters are known."""
+    return spec.training(trial.number, trial.hyperparameters or {}, trial.overrides)
+
+
+def best_trial(trials: Sequence[TrialRow]) -> TrialRow | None:
+    """The trial with the lowest WER, whatever its state; the earlier of equals."""
+    scored = [t for t in trials if t.best_wer is not None]
+    return min(scored, key=lambda t: (t.best_wer, t.number), default=None)
+
+
+def train_command(config: TrainingConfig, corpus: CorpusConfig, output: Path) -> str:
+    """A command that trains exactly this, ready to paste into this system's shell."""
+    # `python`, if that is this environment's; else in full, so that it also runs where no environment is active.
+    on_path = shutil.which("python")
+    active = on_path is not None and Path(on_path).parent == Path(sys.executable).parent
+    words = ["python" if active else sys.executable, "-m", "model", "train", "--data_dir", str(corpus.path)]
+    for name in ("annotations", "vocabulary"):
+        if getattr(corpus, name) is not None:
+            words += [f"--{name}", str(getattr(corpus, name))]
+    if corpus.filter != CorpusConfig.model_fields["filter"].default:
+        words += ["--filter", corpus.filter]
+    if corpus.modalities:
+        words += ["--modalities", ",".join(f"{name}={width}" for name, width in corpus.modalities.items())]
+    # Seeds and threads stand there even at their defaults: they make the losses come out the same to the bit.
+    chosen = {"seed": config.seed, "data_seed": config.data_seed, "threads": config.threads, **config.changed()}
+    for name, value in chosen.items():
+        words += [f"--{name}", repr(value) if isinstance(value, float) else str(value)]
+    words += ["--output_dir", str(output)]
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+
+
+def result(
+    sweep: SweepRow,
+    trials: Sequence[TrialRow],
+    spec: SweepSpec,
+    corpus: CorpusConfig,
+    tracking_uri: str,
+    ui_command: str,
+) -> dict[str, Any]:
+    """The sweep as one JSON object; WER is a fraction, and null where there was none."""
+    best = best_trial(trials)
+    return {
+        "sweep": sweep.name,
+        "state": sweep.state.value,
+        "tracking_uri": tracking_uri,
+        "ui_command": ui_command,
+        "seconds": round(sweep.seconds, 1),
+        "constant_wer": sweep.facts["constant_wer"],
+        "best": best
+        and {
+            "number": best.number,
+            "name": best.name,
+            "wer": best.best_wer,
+            "hyperparameters": best.hyperparameters,
+            "command": train_command(config_of(spec, best), corpus, Path(f"{sweep.name}-{best.name or best.number}")),
+        },
+        "counts": {state.value: sum(t.state is state for t in trials) for state in TrialState},
+        "trials": [
+            {
+                "number": t.number,
+                "name": t.name,
+                "trial_state": t.state.value,
+                "verdict": t.verdict,
+                "reason": t.reason,
+                "best_wer": t.best_wer,
+                "epochs": t.epochs,
+                "hyperparameters": t.hyperparameters,
+                "overrides": t.overrides,
+            }
+            for t in trials
+        ],
+    }
+
+
+def sentence_about(trial: TrialRow) -> str:
+    """One trial in a sentence."""
+    if trial.reason:
+        return trial.reason
+    wer = "no epoch yet" if trial.best_wer is None else f"best WER {trial.best_wer:.1%}"
+    return f"{trial.state.value.lower()} after {trial.epochs} epochs, {wer}"
+
+
+def parameters(trial: TrialRow) -> str:
+    """Hyperparameters and overrides, short."""
+    values = {**(trial.hyperparameters or {}), **trial.overrides}
+    return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
+
+
+def description(sweep: SweepRow, trials: Sequence[TrialRow], spec: SweepSpec, command: str | None) -> str:
+    """The sweep so far in Markdown, for the head of its MLflow experiment."""
+    counts = Counter(t.state.value for t in trials)
+    best = best_trial(trials)
+    lines = [
+        f"**Sweep `{sweep.name}`**: {sweep.state.value.lower()}, "
+        + (", ".join(f"{n} {state.lower()}" for state, n in sorted(counts.items())) or "no trial yet")
+        + f" of {sweep.budget['trials']} trials. The best constant sentence scores "
+        f"{sweep.facts['constant_wer']:.1%} WER: a run that is not clearly below has used nothing of its input.",
+        "",
+    ]
+    if best is not None and command:
+        lines += [f"Best: trial {trial_label(best)}, dev WER {best.best_wer:.1%}.", "", f"```\n{command}\n```", ""]
+    lines += ["| trial | state | verdict | best WER | epochs | hyperparameters | why |", "|---|---|---|---|---|---|---|"]
+    ranked = sorted(trials, key=lambda t: (t.best_wer is None, t.best_wer, t.number))
+    for t in ranked[:30]:
+        wer = "" if t.best_wer is None else f"{t.best_wer:.1%}"
+        reason = t.reason.replace("|", "/")
+        lines.append(
+            f"| {trial_label(t)} | {t.state.value} | {t.verdict or ''} | {wer} | {t.epochs} | {parameters(t)} | {reason} |"
+        )
+    if len(ranked) > 30:
+        lines.append(f"\nThe {len(ranked) - 30} other trials stand below.")
+    return "\n".join(lines)

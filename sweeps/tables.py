@@ -1,0 +1,130 @@
+"""The tables, all named `sweep_*`: Optuna keeps its own in the same database. Change them by a migration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Double,
+    Enum,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from sweeps.states import SweepState, TrialState
+
+
+class now(FunctionElement[float]):
+    """The database's clock: UNIX seconds, UTC, moving within a transaction. In lower case, as SQL functions are."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(element: now, compiler: Any, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(element: now, compiler: Any, **_: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
+
+
+metadata = MetaData(
+    naming_convention={  # SQLite can change a constraint only where it has a name
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+json = JSON(none_as_null=True)
+
+sweeps = Table(
+    "sweep_sweeps",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column("spec", json, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("budget", json, nullable=False),
+    Column("facts", json, nullable=False),
+    Column("state", Enum(SweepState, native_enum=False, length=16), nullable=False),
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("runner_id", String),
+    Column("runner_host", String),
+    Column("runner_pid", Integer),
+    Column("runner_beat_at", Double),
+    Column("experiment_id", String),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    Column("seconds", Double, nullable=False, server_default="0"),
+)
+
+trials = Table(
+    "sweep_trials",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sweep_id", ForeignKey("sweep_sweeps.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("name", String),
+    Column("in_space", Boolean, nullable=False),
+    Column("overrides", json, nullable=False),
+    Column("hyperparameters", json),
+    Column("state", Enum(TrialState, native_enum=False, length=16), nullable=False),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    # Attempts in a row that recorded no new epoch; one that was handed back does not count.
+    Column("fruitless_attempts", Integer, nullable=False, server_default="0"),
+    Column("worker", String),
+    Column("lease_expires_at", Double),
+    Column("verdict", String),
+    Column("rule", String),
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("evidence", json, nullable=False),
+    Column("best_wer", Double),
+    Column("best_epoch", Integer),
+    Column("epochs", Integer, nullable=False, server_default="0"),
+    # The epoch budget counts this: epochs recorded, and the one in hand.
+    Column("reserved_epochs", Integer, nullable=False, server_default="0"),
+    Column("optuna_trial_id", Integer),
+    Column("told_at", Double),
+    Column("run_id", String),
+    Column("revision", Integer, nullable=False, server_default="1"),
+    Column("mirrored_revision", Integer, nullable=False, server_default="0"),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    UniqueConstraint("sweep_id", "number"),
+    UniqueConstraint("sweep_id", "name"),
+    Index(None, "sweep_id", "state"),
+)
+
+epochs = Table(
+    "sweep_epochs",
+    metadata,
+    Column("trial_id", ForeignKey("sweep_trials.id"), primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("step", Integer, nullable=False),
+    Column("metrics", json, nullable=False),
+    Column("steps_in_epoch", Integer, nullable=False),
+    Column("skipped_steps", Integer, nullable=False),
+    Column("lr_time", Double, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("phase", String, nullable=False),
+    Column("recorded_at", Double, nullable=False),
+    Column("mirrored_at", Double),
+)

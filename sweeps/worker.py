@@ -1,0 +1,271 @@
+"""A worker: claims trials and trains them, an epoch at a time, until there is nothing left to claim.
+
+The numbered steps are those of docs/explanation/one-trial.md. Each is idempotent, so a worker that dies between any
+two loses at most the epoch in hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from model.data import Corpus, CorpusConfig, load_corpus
+from model.diagnosis import best_epoch, phase_of, verdict_of
+from model.early_stopping import why_ended
+from model.types import EpochReport, Hyperparameters, Stopped, TrainingConfig
+from sweeps import checkpoints, pruning
+from sweeps.errors import LeaseLost
+from sweeps.lease import Lease
+from sweeps.records import Claim, EpochRow
+from sweeps.spec import SweepSpec
+from sweeps.states import SweepState, TrialState
+from sweeps.store import Store
+from sweeps.study import Study, suggest
+from sweeps.trainers import make_trainer
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.5
+ORPHAN_SECONDS = 30.0
+"""A worker that was told to stop and cannot (a hanging read, say) leaves by force; its trial's lease runs out."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker process is told."""
+
+    worker: str
+    """Its name on the trials it claims."""
+    database_url: str
+    sweep: str
+    spec: SweepSpec
+    corpus: CorpusConfig
+    corpus_hash: str
+    checkpoints: Path
+    scans: Path
+    log: Path
+    lease_seconds: float = 120.0
+
+
+def worker_process(job: Job, pipe: Connection) -> None:
+    """A worker as a process of its own: logs to its file, stops when its pipe breaks or at SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("a", encoding="utf-8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    threading.Thread(target=_listen, args=(pipe, stop), name="listen", daemon=True).start()
+    work(job, stop)
+
+
+def _listen(pipe: Connection, stop: threading.Event) -> None:
+    """The parent never writes: the pipe's end is its word to stop, or its death."""
+    with contextlib.suppress(EOFError, OSError):
+        pipe.recv()
+    stop.set()
+    time.sleep(ORPHAN_SECONDS)
+    log.error("still here %.0f s after the word to stop: leaving at once", ORPHAN_SECONDS)
+    os._exit(1)
+
+
+def work(job: Job, stop: threading.Event) -> None:
+    """Claim and train until the sweep has nothing left for this worker, or `stop` is set."""
+    corpus = load_corpus(job.corpus, cache=job.scans)
+    if corpus.hash != job.corpus_hash:
+        raise ValueError(f"{corpus.folder}: changed since the sweep began; put it back, or begin another sweep")
+    store = Store(job.database_url)
+    try:
+        sweep = store.find_sweep(job.sweep)
+        assert sweep is not None
+        study = Study(job.database_url, job.spec)
+        while not stop.is_set():
+            claim = store.claim(sweep.id, job.worker, job.lease_seconds)
+            if claim is not None:
+                log.info("trial %d claimed, attempt %d", claim.number, claim.attempt)
+                try:
+                    _run_trial(job, store, study, corpus, sweep.facts["constant_wer"], claim, stop)
+                except LeaseLost as error:
+                    log.warning("%s", error)
+                tell(store, study, sweep.id)
+            elif _over(store, sweep.id):
+                return
+            else:  # another worker's trial may yet come back
+                stop.wait(IDLE_SECONDS)
+    finally:
+        store.close()
+
+
+def _over(store: Store, sweep_id: int) -> bool:
+    running = next(s for s in store.sweeps() if s.id == sweep_id).state is SweepState.RUNNING
+    return not running or not any(t.state is TrialState.RUNNING for t in store.trials(sweep_id))
+
+
+def _run_trial(
+    job: Job, store: Store, study: Study, corpus: Corpus, constant_wer: float, claim: Claim, stop: threading.Event
+) -> None:
+    values = _ask(job.spec, store, study, claim)
+    config = job.spec.training(claim.number, values, claim.overrides)
+    try:
+        _train(job, store, corpus, constant_wer, claim, config, stop)
+    except (Stopped, LeaseLost):
+        raise
+    except Exception as error:  # a fault of this trial, not of the sweep: it is kept, with its reason
+        log.exception("trial %d failed", claim.number)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (see the worker's log, {job.log.name})"
+        store.finish(claim, TrialState.FAILED, verdict=None, reason=reason, rule="fault", evidence={})
+
+
+def _ask(spec: SweepSpec, store: Store, study: Study, claim: Claim) -> Hyperparameters:
+    """Step 2: the trial's hyperparameters, on our row first and with Optuna if the sampler may know of them."""
+    values = claim.hyperparameters or suggest(spec, claim.number, store.trials(claim.sweep_id))
+    if claim.optuna_trial_id is None:
+        optuna_trial_id = study.register(claim.number, claim.name, values) if claim.in_space else None
+        store.set_hyperparameters(claim, dict(values), optuna_trial_id)
+    return values
+
+
+def _train(
+    job: Job,
+    store: Store,
+    corpus: Corpus,
+    constant_wer: float,
+    claim: Claim,
+    config: TrainingConfig,
+    stop: threading.Event,
+) -> None:
+    trainer = make_trainer(config, corpus)
+    identity = f"{job.corpus_hash} {config.model_dump_json()}"
+    last = checkpoints.checkpoint_path(job.checkpoints, claim.number)
+    reports = checkpoints.resume(last, identity, trainer)
+    record(store, claim, reports, constant_wer)
+    with Lease(store, claim, job.lease_seconds, lambda: trainer.step) as lease:
+        while True:
+            # Step 5, before the next epoch and not after the last: a trial that comes back is judged again.
+            if finish_if_over(job.spec, store, claim, config, reports, constant_wer):
+                return
+            if stop.is_set():
+                return store.hand_back(claim, "interrupted")
+            if not store.reserve_epoch(claim, trainer.epoch + 1):
+                return store.hand_back(claim, "the sweep's budget is spent")
+            # Step 3
+            try:
+                report = trainer.train_epoch(lambda: stop.is_set() or lease.lost.is_set())
+            except Stopped:
+                if lease.lost.is_set():
+                    raise LeaseLost(claim.number, claim.attempt) from None
+                return store.hand_back(claim, "interrupted")
+            better = _is_best(reports, report)
+            reports.append(report)
+            checkpoints.save(last, identity, trainer, reports)
+            if better:
+                best = checkpoints.checkpoint_path(job.checkpoints, claim.number, best=True)
+                checkpoints.save(best, identity, trainer, reports)
+            # Step 4
+            record(store, claim, reports[-1:], constant_wer, before=reports[:-1])
+
+
+def _is_best(before: Sequence[EpochReport], report: EpochReport) -> bool:
+    best = best_epoch([r.wer for r in before])
+    return report.wer < best[1] if best else report.wer == report.wer
+
+
+def record(
+    store: Store,
+    claim: Claim,
+    reports: Sequence[EpochReport],
+    constant_wer: float,
+    before: Sequence[EpochReport] = (),
+) -> None:
+    """Step 4: the epoch rows, each with the phase the run was in; rows that are there already stay."""
+    wers = [r.wer for r in before]
+    rows = []
+    for report in reports:
+        wers.append(report.wer)
+        rows.append(EpochRow.of(report, phase_of(wers, constant_wer)))
+    if rows:
+        store.record(claim, rows)
+
+
+ENDINGS = {
+    "epochs": "trained all its {epochs} epochs",
+    "patience": "stopped after {patience} epochs without a better WER (patience, counted from {patience_starts})",
+}
+VERDICTS = {"learned": "Learned", "never_learned": "Never learned", "collapsed": "Learned, then lost it"}
+
+
+def finish_if_over(
+    spec: SweepSpec,
+    store: Store,
+    claim: Claim,
+    config: TrainingConfig,
+    reports: Sequence[EpochReport],
+    constant_wer: float,
+) -> bool:
+    """Steps 5 and 6: end the trial if it has ended by itself or is to be pruned; says whether it is over."""
+    wers = [r.wer for r in reports]
+    ended = why_ended(reports, config, constant_wer)
+    if ended == "diverged":
+        last = reports[-1]
+        evidence = {"epoch": last.epoch, "steps": last.steps_in_epoch, "skipped_steps": last.skipped_steps}
+        reason = (
+            f"Diverged: {last.skipped_steps} of {last.steps_in_epoch} steps of epoch {last.epoch} were not finite "
+            f"at learning rate {last.metrics['optim/lr']:.2g}."
+        )
+        store.finish(claim, TrialState.PRUNED, verdict="diverged", reason=reason, rule="diverged", evidence=evidence)
+        return True
+    if ended is not None:
+        verdict = verdict_of(wers, constant_wer)
+        best = best_epoch(wers)
+        result = f"best WER {best[1]:.1%} at epoch {best[0]}" if best else "no finite WER"
+        floor = f"the best constant sentence scores {constant_wer:.1%}"
+        how = ENDINGS[ended].format(**config.model_dump())
+        reason = f"{VERDICTS[verdict]}: {how}; {result}, {floor}."
+        evidence = {"constant_wer": constant_wer, "epochs": len(reports)}
+        store.finish(claim, TrialState.COMPLETE, verdict=verdict, reason=reason, rule=ended, evidence=evidence)
+        return True
+    if spec.pruner.name == "none" or not reports:
+        return False
+    siblings = [
+        [row.report() for row in rows]
+        for trial_id, rows in store.sweep_epochs(claim.sweep_id).items()
+        if trial_id != claim.trial_id
+    ]
+    decision = pruning.decide(reports, siblings, config, constant_wer, spec.pruner.grace_epochs)
+    if decision is None:
+        return False
+    log.info("trial %d pruned: %s", claim.number, decision.reason)
+    store.finish(
+        claim,
+        TrialState.PRUNED,
+        verdict=decision.verdict,
+        reason=decision.reason,
+        rule=decision.rule,
+        evidence=decision.evidence,
+    )
+    return True
+
+
+def tell(store: Store, study: Study, sweep_id: int) -> None:
+    """Step 6, second half: Optuna hears of every finished trial it has not heard of."""
+    for trial in store.untold(sweep_id):
+        study.tell(trial, best_at_rungs([row.report() for row in store.epochs(trial.id)]))
+        store.mark_told(trial.id)
+
+
+def best_at_rungs(reports: Sequence[EpochReport]) -> dict[int, float]:
+    """Epoch to best finite WER until then, at epochs 1, 2, 4, 8, ... and the last: what Optuna's record keeps."""
+    wers = [r.wer for r in reports]
+    rungs = [r.epoch for r in reports if r.epoch & (r.epoch - 1) == 0 or r is reports[-1]]
+    best = {epoch: best_epoch(wers[:epoch]) for epoch in rungs}
+    return {epoch: found[1] for epoch, found in best.items() if found}

@@ -1,0 +1,780 @@
+"""What every database under the store must do: run on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, create_engine, inspect, text
+from sqlalchemy.exc import IntegrityError
+
+from model.types import METRICS, EpochReport
+from sweeps import migrations
+from sweeps.errors import DatabaseUnavailable, LeaseLost, SweepBusy, SweepExists, SweepNotFound, TrialNotFound
+from sweeps.records import Claim, EpochRow, PlannedTrial, Runner, SweepRow, TrialRow
+from sweeps.states import SweepState, TrialState
+from sweeps.store import Store, database_url
+from sweeps.tables import metadata
+
+PROCESSES = 8
+EXPIRED = -1.0
+"""A lease of so many seconds has run out already."""
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    store = Store(store_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def engine(store: Store) -> Iterator[Engine]:
+    """The same database without the store between."""
+    engine = create_engine(store.url)
+    yield engine
+    engine.dispose()
+
+
+def running_sweep(
+    store: Store, *, name: str = "sweep", planned: int = 0, budget: dict[str, Any] | None = None
+) -> SweepRow:
+    first = [PlannedTrial(f"named-{i}", {"learning_rate": 1e-4}, {"epochs": 3}, False) for i in range(planned)]
+    sweep = store.create_sweep(name, {"corpus": "c"}, "digest", budget or {"trials": 40}, {}, first)
+    store.set_sweep_state(sweep.id, SweepState.RUNNING)
+    return sweep
+
+
+def claimed(store: Store, sweep: SweepRow, worker: str = "worker", lease_seconds: float = 60) -> Claim:
+    claim = store.claim(sweep.id, worker, lease_seconds)
+    assert claim is not None
+    return claim
+
+
+def epoch_row(epoch: int, wer: float = 1.0) -> EpochRow:
+    return EpochRow(epoch, 10 * epoch, {"dev/wer": wer, "dev/loss": 5.0}, 10, 0, 0.1 * epoch, 2.5, "plateau")
+
+
+def row_of(store: Store, claim: Claim) -> TrialRow:
+    return store.trial(claim.sweep_id, claim.number)
+
+
+def sweep_now(store: Store, name: str = "sweep") -> SweepRow:
+    sweep = store.find_sweep(name)
+    assert sweep is not None
+    return sweep
+
+
+# many processes at once
+
+_together: Any = None
+
+
+def _enter(barrier: Any) -> None:
+    global _together
+    _together = barrier
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Callable[..., list[Any]]]:
+    """Runs a function in 8 processes, which all wait at `_together` until the last has come; gives its 8 results."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(PROCESSES, spawn, _enter, (spawn.Barrier(PROCESSES),)) as pool:
+
+        def run(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+            futures = [pool.submit(function, *arguments) for _ in range(PROCESSES)]
+            return [future.result(timeout=120) for future in futures]
+
+        yield run
+
+
+def _claim_all(url: str, sweep_id: int) -> list[int]:
+    store = Store(url)
+    numbers = []
+    _together.wait(60)
+    while claim := store.claim(sweep_id, "worker", 60):
+        numbers.append(claim.number)
+        store.finish(claim, TrialState.COMPLETE, "learned", "it ran all its epochs", None, {})
+    store.close()
+    return numbers
+
+
+def test_the_trial_budget_is_exact_under_many_processes(store: Store, processes: Callable[..., list[Any]]) -> None:
+    sweep = running_sweep(store, planned=10, budget={"trials": 40})
+    taken = processes(_claim_all, store.url, sweep.id)
+    assert sorted(n for numbers in taken for n in numbers) == list(range(40))
+    assert sum(bool(numbers) for numbers in taken) > 1, "one process took them all: nothing raced"
+    trials = store.trials(sweep.id)
+    assert [t.number for t in trials] == list(range(40))
+    assert [t.name for t in trials] == [f"named-{i}" for i in range(10)] + [None] * 30
+    assert {(t.state, t.attempt) for t in trials} == {(TrialState.COMPLETE, 1)}
+
+
+def _train_until_spent(url: str, sweep_id: int) -> int:
+    store = Store(url)
+    claim = store.claim(sweep_id, "worker", 60)
+    assert claim is not None
+    epoch = 0
+    _together.wait(60)
+    while store.reserve_epoch(claim, epoch + 1):
+        epoch += 1
+        store.record(claim, [epoch_row(epoch)])
+    store.close()
+    return epoch
+
+
+def test_the_epoch_budget_is_exact_under_many_processes(store: Store, processes: Callable[..., list[Any]]) -> None:
+    sweep = running_sweep(store, budget={"trials": 100, "total_epochs": 50})
+    trained = processes(_train_until_spent, store.url, sweep.id)
+    assert sum(trained) == 50
+    assert sum(t.epochs for t in store.trials(sweep.id)) == 50
+    assert store.claim(sweep.id, "late", 60) is None, "a trial without an epoch left for it"
+
+
+def _open(url: str) -> int:
+    _together.wait(60)
+    store = Store(url)
+    count = len(store.sweeps())
+    store.close()
+    return count
+
+
+def test_many_processes_may_open_a_new_database_at_once(store_url: str, processes: Callable[..., list[Any]]) -> None:
+    assert processes(_open, store_url) == [0] * PROCESSES
+
+
+# opening and schema
+
+
+def _differences(engine: Engine) -> list[Any]:
+    with engine.connect() as connection:
+        return list(compare_metadata(MigrationContext.configure(connection, opts=migrations.OPTIONS), metadata))
+
+
+@pytest.mark.parametrize("optuna_first", [True, False])
+def test_the_migrations_make_the_tables_and_leave_those_of_optuna_alone(store_url: str, optuna_first: bool) -> None:
+    address = database_url(store_url)
+    Path(address.database or "").parent.mkdir(exist_ok=True)
+    if not optuna_first:
+        Store(store_url).close()
+    storage = optuna.storages.RDBStorage(address.render_as_string(hide_password=False))
+    store = Store(store_url)
+    engine = create_engine(address)
+    try:
+        study = optuna.create_study(storage=storage, study_name="s")
+        study.tell(study.ask(), 1.0)
+        assert len(study.trials) == 1
+        assert {"alembic_version", "sweep_alembic_version", "trials", "sweep_trials"} <= set(
+            inspect(engine).get_table_names()
+        )
+        assert _differences(engine) == []
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE sweep_trials ADD COLUMN other INTEGER"))
+            connection.execute(text("ALTER TABLE trials ADD COLUMN other INTEGER"))
+        (difference,) = _differences(engine)
+        assert difference[0] == "remove_column", difference
+        assert difference[2] == "sweep_trials", difference
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+        engine.dispose()
+        store.close()
+
+
+def test_a_database_of_a_newer_version_is_refused(store: Store, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE sweep_alembic_version SET version_num = 'from_the_future'"))
+    with pytest.raises(DatabaseUnavailable, match=r"from_the_future.*newer version"):
+        Store(store.url)
+
+
+def test_what_cannot_be_opened_is_named_in_one_line_without_its_password(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is a text, and a long one, where a database should be" * 20)
+    (tmp_path / "file").write_text("a file where a folder should be")
+    for url, named in [
+        (f"sqlite:///{(tmp_path / 'text.db').as_posix()}", "text.db"),
+        (f"sqlite:///{(tmp_path / 'file' / 'sweeps.db').as_posix()}", "sweeps.db"),
+        ("postgresql://somebody:secret@127.0.0.1:1/sweeps?connect_timeout=5", "127.0.0.1"),
+    ]:
+        with pytest.raises(DatabaseUnavailable) as error:
+            Store(url)
+        assert named in str(error.value)
+        assert "secret" not in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://root:secret@host/x", "sweeps.db", ""])
+def test_a_database_that_processes_cannot_share_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="use sqlite:///PATH or postgresql://") as error:
+        Store(url)
+    assert "secret" not in str(error.value)
+
+
+def test_the_driver_is_chosen_for_the_user() -> None:
+    for url in ("postgresql://u:p@h/d", "postgres://u:p@h/d", "postgresql+psycopg://u:p@h/d"):
+        assert database_url(url).render_as_string(hide_password=False) == "postgresql+psycopg://u:p@h/d"
+
+
+def test_sqlite_is_set_up_to_be_shared_and_to_survive_a_power_cut(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{(tmp_path / 'sweeps.db').as_posix()}")
+    with store._read() as connection:
+        got = {name: connection.execute(text(f"PRAGMA {name}")).scalar() for name in ("journal_mode", "synchronous")}
+    assert got == {"journal_mode": "wal", "synchronous": 2}
+    store.close()
+
+
+def _write_while_the_server_hangs_up(store: Store, engine: Engine) -> None:
+    with store._write() as connection, engine.begin() as other:
+        backend = connection.execute(text("SELECT pg_backend_pid()")).scalar()
+        other.execute(text("SELECT pg_terminate_backend(:backend, 5000)"), {"backend": backend})
+        connection.execute(text("SELECT 1"))
+
+
+def test_a_database_that_is_away_for_a_while_is_named_and_then_goes_on(store: Store, engine: Engine) -> None:
+    sweep = running_sweep(store)
+    if engine.name == "sqlite":
+        with store._read() as connection:
+            connection.execute(text("PRAGMA busy_timeout = 50"))
+        with engine.connect() as other:
+            other.exec_driver_sql("BEGIN IMMEDIATE")
+            with pytest.raises(DatabaseUnavailable, match="database is locked"):
+                store.claim(sweep.id, "worker", 60)
+    else:
+        with pytest.raises(DatabaseUnavailable, match="terminating connection"):
+            _write_while_the_server_hangs_up(store, engine)
+    assert claimed(store, sweep).number == 0
+
+
+def test_a_row_cannot_point_at_nothing(store: Store) -> None:
+    with pytest.raises(IntegrityError), store._write() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO sweep_epochs (trial_id, epoch, step, metrics, steps_in_epoch, skipped_steps, lr_time,"
+                " seconds, phase, recorded_at) VALUES (77, 1, 1, '{}', 1, 0, 0, 0, 'plateau', 0)"
+            )
+        )
+
+
+def test_every_time_is_that_of_the_database(store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = time.time()
+    monkeypatch.setattr(time, "time", lambda: true + 86_400)
+    sweep = running_sweep(store)
+    store.take_runner(sweep.id, Runner("r", "host", 1), 30, lambda _: False)
+    claim = claimed(store, sweep, lease_seconds=0)
+    store.record(claim, [epoch_row(1)])
+    store.mark_mirrored(claim.trial_id, [1], 99)
+    store.finish(claim, TrialState.COMPLETE, "learned", "done", None, {})
+    store.mark_told(claim.trial_id)
+    held = claimed(store, sweep, lease_seconds=0)
+    store.set_sweep_state(sweep.id, SweepState.COMPLETE)
+    with engine.connect() as connection:
+        times = {
+            f"{table.name}.{column.name}": [
+                value for value in connection.scalars(table.select().with_only_columns(column)) if value is not None
+            ]
+            for table in metadata.tables.values()
+            for column in table.c
+            if column.name.endswith("_at")
+        }
+    assert all(times.values()), f"never written: {[name for name, values in times.items() if not values]}"
+    assert {name: values for name, values in times.items() if any(abs(v - true) > 60 for v in values)} == {}
+    assert abs(store.now() - true) < 60
+    assert row_of(store, held).state == TrialState.RUNNING
+
+
+# sweeps
+
+
+def test_a_sweep_comes_back_as_it_was_made(store: Store) -> None:
+    spec = {"z": 1, "a": [1.0, 2, None, True, "Größe 手語"], "nested": {"low": 1e-5}}
+    planned = [PlannedTrial("original", {"learning_rate": 1e-4}, {"patience": 15}, False)]
+    made = store.create_sweep("größe", spec, "d1", {"trials": 3, "hours": 1.5}, {"constant_wer": 0.927}, planned)
+    assert made == store.find_sweep("größe")
+    assert list(made.spec) == ["z", "a", "nested"]
+    assert made.spec == spec
+    assert isinstance(made.spec["a"][0], float)
+    assert (made.digest, made.budget, made.facts) == ("d1", {"trials": 3, "hours": 1.5}, {"constant_wer": 0.927})
+    assert (made.state, made.reason, made.runner, made.seconds) == (SweepState.PENDING, "", None, 0.0)
+    (trial,) = store.trials(made.id)
+    assert (trial.number, trial.name, trial.in_space, trial.state) == (0, "original", False, TrialState.WAITING)
+    assert (trial.hyperparameters, trial.overrides) == ({"learning_rate": 1e-4}, {"patience": 15})
+    store.set_experiment(made.id, "7")
+    store.update_budget(made.id, {"trials": 5})
+    again = sweep_now(store, "größe")
+    assert (again.experiment_id, again.budget) == ("7", {"trials": 5})
+    assert store.find_sweep("other") is None
+    assert [s.name for s in store.sweeps()] == ["größe"]
+    with pytest.raises(SweepNotFound):
+        store.update_budget(made.id + 1, {"trials": 5})
+
+
+def test_a_name_is_taken_once_and_a_refused_sweep_leaves_nothing(store: Store) -> None:
+    running_sweep(store, planned=2)
+    with pytest.raises(SweepExists, match="'sweep' exists already"):
+        running_sweep(store, planned=3)
+    twice = [PlannedTrial("same", {}, {}, True)] * 2
+    with pytest.raises(IntegrityError):
+        store.create_sweep("second", {}, "d", {"trials": 1}, {}, twice)
+    assert [(s.name, len(store.trials(s.id))) for s in store.sweeps()] == [("sweep", 2)]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_refused_with_its_path(store: Store, bad: float) -> None:
+    sweep = running_sweep(store)
+    claim = claimed(store, sweep)
+    before = (store.sweeps(), store.trials(sweep.id))
+    planned = [PlannedTrial("p", {"dropout": bad}, {}, True)]
+    writes: dict[str, Callable[[], object]] = {
+        "spec.space.low": lambda: store.create_sweep("b", {"space": {"low": bad}}, "d", {"trials": 1}, {}, []),
+        r"facts.list\[1\]": lambda: store.create_sweep("b", {}, "d", {"trials": 1}, {"list": [1, bad]}, []),
+        "hyperparameters.dropout": lambda: store.create_sweep("b", {}, "d", {"trials": 1}, {}, planned),
+        "budget.hours": lambda: store.update_budget(sweep.id, {"trials": 1, "hours": bad}),
+        "hyperparameters.lr": lambda: store.set_hyperparameters(claim, {"lr": bad}, None),
+        "metrics.dev/wer": lambda: store.record(claim, [epoch_row(1), epoch_row(2, wer=bad)]),
+        "lr_time": lambda: store.record(claim, [dataclasses.replace(epoch_row(1), lr_time=bad)]),
+        "evidence.spread": lambda: store.finish(claim, TrialState.PRUNED, None, "r", "r", {"spread": bad}),
+    }
+    for path, write in writes.items():
+        with pytest.raises(ValueError, match=f"^{path} is .*only finite numbers"):
+            write()
+    assert (store.sweeps(), store.trials(sweep.id)) == before
+    assert store.epochs(claim.trial_id) == []
+
+
+def test_a_sweep_goes_only_where_its_life_cycle_allows(store: Store) -> None:
+    sweep = running_sweep(store)
+    started = sweep_now(store).started_at
+    assert started is not None
+    store.set_sweep_state(sweep.id, SweepState.STOPPING, "asked to")
+    with pytest.raises(
+        ValueError, match=r"'sweep' is STOPPING and cannot become COMPLETE.*STOPPED, CANCELLING, FAILED"
+    ):
+        store.set_sweep_state(sweep.id, SweepState.COMPLETE)
+    store.set_sweep_state(sweep.id, SweepState.STOPPING)
+    assert sweep_now(store).reason == "asked to"
+    store.set_sweep_state(sweep.id, SweepState.STOPPING, "asked twice")
+    assert sweep_now(store).reason == "asked twice"
+    store.set_sweep_state(sweep.id, SweepState.STOPPED, "stopped")
+    assert sweep_now(store).finished_at is not None
+    store.set_sweep_state(sweep.id, SweepState.RUNNING)
+    resumed = sweep_now(store)
+    assert (resumed.finished_at, resumed.started_at, resumed.reason) == (None, started, "")
+    with pytest.raises(SweepNotFound):
+        store.set_sweep_state(sweep.id + 1, SweepState.RUNNING)
+
+
+def test_one_process_runs_a_sweep_until_it_goes_dies_or_falls_silent(store: Store) -> None:
+    sweep = running_sweep(store)
+    first, second, third = (Runner(name, "host", i) for i, name in enumerate(["first", "second", "third"]))
+
+    def alive(_: Runner) -> bool:
+        return False
+
+    store.take_runner(sweep.id, first, 30, alive)
+    store.take_runner(sweep.id, first, 30, alive)
+    with pytest.raises(SweepBusy, match="process 0 on host"):
+        store.take_runner(sweep.id, second, 30, alive)
+    assert sweep_now(store).runner == first
+    store.take_runner(sweep.id, second, 30, lambda holder: holder == first)
+    assert sweep_now(store).runner == second
+    assert store.beat(sweep.id, "first") is False
+    store.release_runner(sweep.id, "first")
+    assert sweep_now(store).runner == second
+    assert store.beat(sweep.id, "second") is True
+    store.take_runner(sweep.id, third, 0, lambda _: pytest.fail("a silent holder is not asked after"))
+    assert sweep_now(store).runner == third
+    store.release_runner(sweep.id, "third")
+    free = sweep_now(store)
+    assert (free.runner, free.runner_beat_at) == (None, None)
+    store.take_runner(sweep.id, first, 30, alive)
+
+
+def test_the_seconds_of_a_sweep_are_those_under_its_runners(store: Store, engine: Engine) -> None:
+    sweep = running_sweep(store)
+
+    def later(seconds: float) -> None:
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE sweep_sweeps SET runner_beat_at = runner_beat_at - :s"), {"s": seconds})
+
+    for runner in ("first", "second"):
+        store.take_runner(sweep.id, Runner(runner, "host", 1), 30, lambda _: False)
+        later(100)
+        store.beat(sweep.id, runner)
+        later(20)
+        store.release_runner(sweep.id, runner)
+        later(1000)
+    assert sweep_now(store).seconds == pytest.approx(240, abs=5)
+
+
+# claims
+
+
+def test_a_claim_takes_what_has_epochs_then_the_oldest_then_a_new_trial(store: Store) -> None:
+    sweep = running_sweep(store, planned=3, budget={"trials": 4})
+    claims = [claimed(store, sweep) for _ in range(3)]
+    assert [(c.number, c.name, c.attempt, c.in_space, c.epochs) for c in claims] == [
+        (i, f"named-{i}", 1, False, 0) for i in range(3)
+    ]
+    assert claims[0].hyperparameters == {"learning_rate": 1e-4}
+    assert claims[0].overrides == {"epochs": 3}
+    store.record(claims[2], [epoch_row(1)])
+    for claim in claims:
+        store.hand_back(claim, "preempted")
+    assert [(c.number, c.attempt, c.epochs) for c in (claimed(store, sweep) for _ in range(3))] == [
+        (2, 2, 1),
+        (0, 2, 0),
+        (1, 2, 0),
+    ]
+    new = claimed(store, sweep)
+    assert (new.number, new.name, new.attempt, new.hyperparameters, new.overrides, new.in_space) == (
+        3,
+        None,
+        1,
+        None,
+        {},
+        True,
+    )
+    assert store.claim(sweep.id, "worker", 60) is None
+    store.update_budget(sweep.id, {"trials": 5})
+    assert claimed(store, sweep).number == 4
+    assert store.claim(sweep.id, "worker", 60) is None
+
+
+def test_nothing_is_claimed_from_a_sweep_that_does_not_run(store: Store) -> None:
+    sweep = store.create_sweep("sweep", {}, "d", {"trials": 3}, {}, [PlannedTrial("p", {}, {}, True)])
+    assert store.claim(sweep.id, "worker", 60) is None
+    store.set_sweep_state(sweep.id, SweepState.RUNNING)
+    claimed(store, sweep)
+    for state in (SweepState.PAUSED, SweepState.STOPPING, SweepState.STOPPED):
+        store.set_sweep_state(sweep.id, state)
+        assert store.claim(sweep.id, "worker", 60) is None
+    assert len(store.trials(sweep.id)) == 1
+
+
+def test_sweeps_do_not_mix(store: Store) -> None:
+    one, two = running_sweep(store, name="one", planned=1), running_sweep(store, name="two", budget={"trials": 1})
+    claim = claimed(store, two, lease_seconds=EXPIRED)
+    assert (claim.sweep_id, claim.number) == (two.id, 0)
+    assert store.claim(two.id, "worker", 60) is None
+    store.record(claim, [epoch_row(1)])
+    store.set_hyperparameters(claim, {"lr": 1}, 5)
+    assert store.reap(one.id, dead_workers=["worker"]) == []
+    assert store.sweep_epochs(one.id) == {store.trial(one.id, 0).id: []}
+    assert [p.trial.sweep_id for p in store.pending(one.id)] == [one.id]
+    store.finish(claim, TrialState.COMPLETE, "learned", "done", None, {})
+    assert store.untold(one.id) == []
+    assert [t.id for t in store.untold(two.id)] == [claim.trial_id]
+
+
+def _late_writes() -> dict[str, Callable[[Store, Claim], object]]:
+    return {
+        "record": lambda store, claim: store.record(claim, [epoch_row(2, wer=0.1)]),
+        "record a replay": lambda store, claim: store.record(claim, [epoch_row(1)]),
+        "finish": lambda store, claim: store.finish(claim, TrialState.FAILED, "late", "late", "late", {"late": 1}),
+        "hand_back": lambda store, claim: store.hand_back(claim, "late"),
+        "set_hyperparameters": lambda store, claim: store.set_hyperparameters(claim, {"late": 1}, 99),
+        "reserve_epoch": lambda store, claim: store.reserve_epoch(claim, 2),
+    }
+
+
+@pytest.mark.parametrize("after", ["reaped", "handed back", "claimed by another", "finished"])
+def test_a_worker_that_lost_its_trial_writes_nothing(store: Store, engine: Engine, after: str) -> None:
+    sweep = running_sweep(store, budget={"trials": 1})
+    old = claimed(store, sweep, "old", EXPIRED)
+    store.record(old, [epoch_row(1)])
+    if after == "handed back":
+        store.hand_back(old, "preempted")
+    elif after == "finished":
+        store.finish(old, TrialState.PRUNED, "never_learned", "flat", "futility", {})
+    else:
+        store.reap(sweep.id)
+    if after == "claimed by another":
+        assert claimed(store, sweep, "new").attempt == old.attempt + 1
+
+    def everything() -> list[Any]:
+        with engine.connect() as connection:
+            return [connection.execute(table.select()).all() for table in metadata.tables.values()]
+
+    before = everything()
+    for name, write in _late_writes().items():
+        with pytest.raises(LeaseLost, match="trial 0 is no longer held by its attempt 1"):
+            write(store, old)
+        assert everything() == before, name
+    assert store.renew(old, 60) is False
+    assert everything() == before
+
+
+def test_a_worker_that_still_holds_its_trial_can_do_all_of_these(store: Store) -> None:
+    for number, write in enumerate(_late_writes().values()):
+        sweep = running_sweep(store, name=f"sweep-{number}")
+        claim = claimed(store, sweep, lease_seconds=EXPIRED)  # run out, but not reaped: still its own
+        store.record(claim, [epoch_row(1)])
+        write(store, claim)
+
+
+def test_a_renewed_lease_is_not_reaped(store: Store) -> None:
+    sweep = running_sweep(store)
+    claim = claimed(store, sweep, lease_seconds=EXPIRED)
+    assert store.renew(claim, 60) is True
+    assert store.reap(sweep.id) == []
+
+
+# epochs
+
+
+def test_epochs_come_back_as_they_were_recorded(store: Store) -> None:
+    sweep = running_sweep(store)
+    claim, other = claimed(store, sweep), claimed(store, sweep)
+    rows = [epoch_row(1, 1.0), epoch_row(2, 0.4), epoch_row(3, 0.4), epoch_row(4, 0.7)]
+    store.record(claim, rows[:1])
+    store.record(claim, rows[1:])
+    got = store.epochs(claim.trial_id)
+    assert [dataclasses.replace(row, recorded_at=None) for row in got] == rows
+    assert all(row.recorded_at is not None for row in got)
+    assert store.sweep_epochs(sweep.id) == {claim.trial_id: got, other.trial_id: []}
+    trial = row_of(store, claim)
+    assert (trial.epochs, trial.best_wer, trial.best_epoch) == (4, 0.4, 2)
+
+
+def test_an_epoch_without_a_finite_wer_is_recorded_and_never_the_best(store: Store) -> None:
+    claim = claimed(store, running_sweep(store))
+    store.record(claim, [dataclasses.replace(epoch_row(1), metrics={"dev/loss": 5.0})])
+    assert (row_of(store, claim).best_wer, row_of(store, claim).epochs) == (None, 1)
+    store.record(claim, [epoch_row(2, 0.9), dataclasses.replace(epoch_row(3), metrics={})])
+    assert (row_of(store, claim).best_wer, row_of(store, claim).best_epoch) == (0.9, 2)
+
+
+def test_a_replay_changes_nothing(store: Store, engine: Engine) -> None:
+    claim = claimed(store, running_sweep(store))
+    store.record(claim, [epoch_row(1, 0.9), epoch_row(2, 0.8)])
+    before = (store.trials(claim.sweep_id), store.epochs(claim.trial_id))
+    store.record(claim, [epoch_row(1, 0.9), epoch_row(2, 0.8)])
+    store.record(claim, [epoch_row(2, 0.1)])
+    store.record(claim, [])
+    assert (store.trials(claim.sweep_id), store.epochs(claim.trial_id)) == before
+    store.record(claim, [epoch_row(2, 0.1), epoch_row(3, 0.7)])
+    after = store.epochs(claim.trial_id)
+    assert after[:2] == before[1]
+    assert [row.metrics["dev/wer"] for row in after] == [0.9, 0.8, 0.7]
+    assert row_of(store, claim).best_wer == 0.7
+
+
+def test_a_report_survives_the_database_but_for_what_is_not_finite(store: Store) -> None:
+    metrics = dict.fromkeys(METRICS, 0.5) | {"dev/loss": math.inf, "optim/grad_norm": math.nan}
+    report = EpochReport(3, 30, metrics, 10, 2, 0.25, 1.5)
+    claim = claimed(store, running_sweep(store))
+    store.record(claim, [EpochRow.of(report, "learning")])
+    (row,) = store.epochs(claim.trial_id)
+    assert row.phase == "learning"
+    assert set(METRICS) - set(row.metrics) == {"dev/loss", "optim/grad_norm"}
+    back = row.report()
+    assert set(back.metrics) == set(METRICS)
+    assert math.isnan(back.metrics["dev/loss"])
+    assert back.finite() == report.finite()
+    assert dataclasses.replace(back, metrics={}) == dataclasses.replace(report, metrics={})
+
+
+def test_an_epoch_in_hand_counts_until_its_trial_is_let_go(store: Store) -> None:
+    for number, let_go in enumerate(["hand_back", "reap", "finish"]):
+        sweep = running_sweep(store, name=let_go, budget={"trials": 9, "total_epochs": 3})
+        claim, other = claimed(store, sweep, "one"), claimed(store, sweep, "two")
+        assert store.reserve_epoch(claim, 1), number
+        store.record(claim, [epoch_row(1)])
+        assert store.reserve_epoch(claim, 2)
+        assert store.reserve_epoch(claim, 2), "asked twice, counted once"
+        assert store.reserve_epoch(claim, 1), "an epoch that is recorded costs nothing"
+        assert store.reserve_epoch(other, 1)
+        assert not store.reserve_epoch(other, 2)
+        assert not store.reserve_epoch(claim, 3)
+        assert store.claim(sweep.id, "late", 60) is None
+        if let_go == "hand_back":
+            store.hand_back(claim, "preempted")
+        elif let_go == "reap":
+            store.reap(sweep.id, ["one"])
+        else:
+            store.finish(claim, TrialState.COMPLETE, "learned", "done", None, {})
+        assert store.reserve_epoch(other, 2), f"{let_go} kept the epoch in hand"
+        assert not store.reserve_epoch(other, 3)
+
+
+def test_no_epoch_and_no_trial_once_the_hours_are_spent(store: Store, engine: Engine) -> None:
+    sweep = running_sweep(store, budget={"trials": 9, "hours": 0.5})
+    claim = claimed(store, sweep)
+    assert store.reserve_epoch(claim, 1)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE sweep_sweeps SET seconds = 1799"))
+    assert store.reserve_epoch(claim, 1)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE sweep_sweeps SET seconds = 1800"))
+    assert not store.reserve_epoch(claim, 1)
+    assert store.claim(sweep.id, "worker", 60) is None
+    store.update_budget(sweep.id, {"trials": 9, "hours": 0.6})
+    assert store.reserve_epoch(claim, 2)
+
+
+# ends
+
+
+def test_a_trial_ends_once_with_its_reason(store: Store) -> None:
+    claim = claimed(store, running_sweep(store))
+    for state in (TrialState.WAITING, TrialState.RUNNING):
+        with pytest.raises(ValueError, match=f"cannot finish as {state}"):
+            store.finish(claim, state, None, "r", None, {})
+    assert row_of(store, claim).state == TrialState.RUNNING
+    evidence = {"spread/time": 0.02, "threshold": 0.3, "siblings": [1, 2]}
+    store.finish(claim, TrialState.PRUNED, "never_learned", "flat since epoch 1", "futility", evidence)
+    trial = row_of(store, claim)
+    assert (trial.state, trial.verdict, trial.rule) == (TrialState.PRUNED, "never_learned", "futility")
+    assert (trial.reason, trial.evidence, trial.worker) == ("flat since epoch 1", evidence, "worker")
+    assert trial.started_at is not None
+    assert trial.finished_at is not None
+
+
+def test_a_lease_that_ran_out_and_a_dead_worker_give_their_trials_back(store: Store) -> None:
+    sweep = running_sweep(store)
+    dead = claimed(store, sweep, "dead")
+    slow = claimed(store, sweep, "slow", EXPIRED)
+    live = claimed(store, sweep, "live")
+    done = claimed(store, sweep, "dead", EXPIRED)
+    store.finish(done, TrialState.COMPLETE, "learned", "done", None, {})
+    assert store.reap(sweep.id, ["dead", "unknown"]) == [
+        (dead.trial_id, TrialState.WAITING),
+        (slow.trial_id, TrialState.WAITING),
+    ]
+    assert store.reap(sweep.id, ["dead"]) == []
+    assert row_of(store, live).worker == "live"
+    trial = row_of(store, dead)
+    assert (trial.state, trial.worker, trial.finished_at) == (TrialState.WAITING, None, None)
+    assert trial.reason == "worker dead died or let its lease run out"
+    assert [claimed(store, sweep).trial_id for _ in range(2)] == [dead.trial_id, slow.trial_id]
+
+
+def test_only_attempts_in_a_row_without_a_new_epoch_end_a_trial(store: Store) -> None:
+    sweep = running_sweep(store, budget={"trials": 1})
+    states = []
+    for attempt in range(1, 20):
+        claim = store.claim(sweep.id, f"worker-{attempt}", 60)
+        if claim is None:
+            break
+        if attempt == 3:
+            store.record(claim, [epoch_row(1)])
+        if attempt > 3:
+            store.record(claim, [epoch_row(1)])  # trained again from the start: not new
+        if attempt in (2, 5, 6, 7):
+            store.hand_back(claim, "preempted")
+        else:
+            ((_, state),) = store.reap(sweep.id, [f"worker-{attempt}"], max_attempts=3)
+            states.append((attempt, str(state)))
+    assert states == [(1, "WAITING"), (3, "WAITING"), (4, "WAITING"), (8, "WAITING"), (9, "FAILED")]
+    trial = store.trial(sweep.id, 0)
+    assert (trial.state, trial.attempt, trial.worker, trial.epochs) == (TrialState.FAILED, 9, "worker-9", 1)
+    assert trial.reason == (
+        "worker worker-9 died or let its lease run out (attempts in a row without a new epoch: 3 at most): see its log"
+    )
+    assert trial.finished_at is not None
+
+
+def test_the_sampler_is_told_of_its_own_trials_once(store: Store) -> None:
+    sweep = running_sweep(store, planned=1)
+    named, asked, going = (claimed(store, sweep) for _ in range(3))
+    store.set_hyperparameters(asked, {"learning_rate": 3e-4}, 11)
+    store.set_hyperparameters(going, {"learning_rate": 4e-4}, 12)
+    for claim in (named, asked):
+        store.finish(claim, TrialState.COMPLETE, "learned", "done", None, {})
+    (untold,) = store.untold(sweep.id)
+    assert (untold.id, untold.optuna_trial_id, untold.hyperparameters) == (asked.trial_id, 11, {"learning_rate": 3e-4})
+    store.mark_told(asked.trial_id)
+    assert store.untold(sweep.id) == []
+
+
+def test_a_trial_is_found_by_number_and_by_name(store: Store) -> None:
+    sweep = running_sweep(store, planned=2)
+    assert store.trial(sweep.id, 1) == store.trial(sweep.id, "1") == store.trial(sweep.id, "named-1")
+    with pytest.raises(TrialNotFound, match=r"'sweep' has no trial 'named-7': did you mean 'named-[01]' or"):
+        store.trial(sweep.id, "named-7")
+    with pytest.raises(TrialNotFound, match="has no trial '2': name it by its number"):
+        store.trial(sweep.id, 2)
+
+
+# the mirror
+
+
+def test_the_mirror_gets_each_change_until_it_says_it_has_it(store: Store) -> None:
+    sweep = running_sweep(store)
+    claim = claimed(store, sweep)
+    store.record(claim, [epoch_row(1), epoch_row(2)])
+    (first,) = store.pending(sweep.id)
+    assert first.trial == row_of(store, claim)
+    assert [row.epoch for row in first.epochs] == [1, 2]
+    store.record(claim, [epoch_row(3)])
+    store.set_run_id(claim.trial_id, "run-1")
+    store.mark_mirrored(claim.trial_id, [1, 2], first.trial.revision)
+    (second,) = store.pending(sweep.id)
+    assert [row.epoch for row in second.epochs] == [3]
+    assert second.trial.run_id == "run-1"
+    store.mark_mirrored(claim.trial_id, [3], second.trial.revision)
+    assert store.pending(sweep.id) == []
+    store.mark_mirrored(claim.trial_id, [1, 2], first.trial.revision)  # a late one takes nothing back
+    assert store.pending(sweep.id) == []
+    assert row_of(store, claim).mirrored_revision == second.trial.revision
+    store.finish(claim, TrialState.COMPLETE, "learned", "done", None, {})
+    (third,) = store.pending(sweep.id)
+    assert (third.trial.state, third.epochs) == (TrialState.COMPLETE, [])
+
+
+def test_a_trial_stays_pending_while_an_epoch_of_it_does(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.store._EPOCHS_AT_ONCE", 3)
+    sweep = running_sweep(store)
+    claims = [claimed(store, sweep) for _ in range(3)]
+    for claim in claims:
+        store.record(claim, [epoch_row(epoch) for epoch in (1, 2)])
+    seen: Counter[tuple[int, int]] = Counter()
+    rounds = 0
+    while pending := store.pending(sweep.id, limit=2):
+        rounds += 1
+        assert len(pending) <= 2
+        assert sum(len(each.epochs) for each in pending) in range(1, 4)
+        for each in pending:
+            seen.update((each.trial.number, row.epoch) for row in each.epochs)
+            store.mark_mirrored(each.trial.id, [row.epoch for row in each.epochs], each.trial.revision)
+    assert seen == Counter({(number, epoch): 1 for number in range(3) for epoch in (1, 2)})
+    assert rounds == 2
+
+
+def test_the_revision_counts_what_a_reader_of_the_run_would_see(store: Store) -> None:
+    sweep = running_sweep(store)
+    claim = claimed(store, sweep)
+
+    def steps(change: Callable[[], object]) -> int:
+        before = row_of(store, claim).revision
+        change()
+        return row_of(store, claim).revision - before
+
+    assert row_of(store, claim).revision > 0
+    assert steps(lambda: store.set_hyperparameters(claim, {"lr": 1.0}, 1)) == 1
+    assert steps(lambda: store.record(claim, [epoch_row(1)])) == 1
+    for unseen in (
+        lambda: store.record(claim, [epoch_row(1)]),
+        lambda: store.renew(claim, 60),
+        lambda: store.reserve_epoch(claim, 2),
+        lambda: store.set_run_id(claim.trial_id, "run"),
+        lambda: store.mark_mirrored(claim.trial_id, [1], 1),
+        lambda: store.mark_told(claim.trial_id),
+    ):
+        assert steps(unseen) == 0
+    assert steps(lambda: store.hand_back(claim, "preempted")) == 1
+    assert steps(lambda: claimed(store, sweep, "again", EXPIRED)) == 1
+    assert steps(lambda: store.reap(sweep.id)) == 1
+    again = claimed(store, sweep)
+    assert steps(lambda: store.finish(again, TrialState.COMPLETE, "learned", "done", None, {})) == 1

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from sweeps.states import SweepState, TrialState
+
+SWEEP_STEPS = {
+    "PENDING": {"RUNNING", "STOPPED", "CANCELLED", "FAILED"},
+    "RUNNING": {"PAUSED", "STOPPING", "CANCELLING", "COMPLETE", "FAILED"},
+    "PAUSED": {"RUNNING", "STOPPING", "CANCELLING", "FAILED"},
+    "STOPPING": {"STOPPED", "CANCELLING", "FAILED"},
+    "STOPPED": {"RUNNING"},
+    "CANCELLING": {"CANCELLED", "FAILED"},
+    "CANCELLED": set(),
+    "COMPLETE": {"RUNNING"},
+    "FAILED": {"RUNNING"},
+}
+TRIAL_STEPS = {
+    "WAITING": {"RUNNING", "CANCELLED"},
+    "RUNNING": {"WAITING", "COMPLETE", "PRUNED", "FAILED", "CANCELLED"},
+    "COMPLETE": set(),
+    "PRUNED": set(),
+    "FAILED": set(),
+    "CANCELLED": set(),
+}
+
+
+@pytest.mark.parametrize(("states", "steps"), [(SweepState, SWEEP_STEPS), (TrialState, TRIAL_STEPS)])
+def test_the_life_cycle_has_these_steps_and_no_other(
+    states: type[SweepState] | type[TrialState], steps: dict[str, set[str]]
+) -> None:
+    drawn = {state.value: {other.value for other in states if state.may_become(other)} for state in states}  # type: ignore[arg-type]
+    assert drawn == steps
+
+
+def test_the_terminal_states() -> None:
+    assert {s for s in SweepState if s.terminal} == {"STOPPED", "CANCELLED", "COMPLETE", "FAILED"}
+    assert {s for s in TrialState if s.terminal} == {"COMPLETE", "PRUNED", "FAILED", "CANCELLED"}
+
+
+def test_a_state_is_its_name_and_survives_a_process_boundary() -> None:
+    for state in (*SweepState, *TrialState):
+        assert state == state.name == state.value == str(state) == f"{state}"
+        assert pickle.loads(pickle.dumps(state)) is state
+        assert type(state)(state.value) is state

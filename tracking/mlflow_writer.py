@@ -1,0 +1,188 @@
+"""The MLflow writer: `MlflowClient` with explicit run, time and step; none of MLflow's global state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import RunStatus as MlflowStatus
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from requests import RequestException
+
+from tracking.links import without_credentials
+from tracking.server import ARTIFACTS, store_path
+from tracking.writer import (
+    ENDED,
+    MAX_NAME_LENGTH,
+    NO_TAGS,
+    EpochPoint,
+    ExperimentWriter,
+    RunStatus,
+    RunWriter,
+    TrackingRefused,
+    TrackingUnavailable,
+    cut,
+)
+
+_KEY_TAG = "sweep_key"
+_DESCRIPTION_TAG = "mlflow.note.content"
+# MLflow's page guesses, and asks, what an experiment is for unless this tag says so.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
+
+def open_experiment(tracking_uri: str, name: str) -> ExperimentWriter:
+    """The experiment called `name`, created if there is none.
+
+    Args:
+        tracking_uri: `http(s)://...` of a server, or `sqlite:///...` of MLflow's database.
+
+    Raises:
+        TrackingUnavailable: the server or the database cannot be reached; also by every later call.
+        TrackingRefused: the experiment is deleted, or the name is not allowed; also by later calls, for their reasons.
+    """
+    with _translated(tracking_uri):
+        client = MlflowClient(tracking_uri)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                client.create_experiment(name, _artifact_location(tracking_uri), dict(_EXPERIMENT_TAGS))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
+                    raise
+            experiment = client.get_experiment_by_name(name)
+        assert experiment is not None
+    if experiment.lifecycle_stage != "active":
+        raise TrackingRefused(
+            f"MLflow experiment {name!r} at {without_credentials(tracking_uri)} is deleted: rename the sweep, or "
+            f"restore the experiment with `mlflow experiments restore --experiment-id {experiment.experiment_id}`"
+        )
+    return _MlflowExperiment(client, tracking_uri, str(experiment.experiment_id))
+
+
+class _MlflowExperiment:
+    def __init__(self, client: MlflowClient, tracking_uri: str, experiment_id: str) -> None:
+        self._client = client
+        self._tracking_uri = tracking_uri
+        self.experiment_id = experiment_id
+
+    def describe(self, markdown: str) -> None:
+        self.set_tags({_DESCRIPTION_TAG: markdown})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        with _translated(self._tracking_uri):
+            for name, value in tags.items():
+                self._client.set_experiment_tag(self.experiment_id, name, cut(value))
+
+    def run(self, key: str, name: str, start_time_ms: int, tags: Mapping[str, str] = NO_TAGS) -> RunWriter:
+        with _translated(self._tracking_uri):
+            run_id = self._find(key) or self._create(key, name, start_time_ms, tags)
+        return _MlflowRun(self._client, self._tracking_uri, run_id)
+
+    def _find(self, key: str) -> str | None:
+        found = self._search(key)
+        return found[0] if found else None
+
+    def _create(self, key: str, name: str, start_time_ms: int, tags: Mapping[str, str]) -> str:
+        all_tags = {label: cut(value) for label, value in tags.items()} | {_KEY_TAG: _quoted(key)}
+        self._client.create_run(self.experiment_id, start_time_ms, all_tags, run_name=cut(name, MAX_NAME_LENGTH))
+        # A request that was retried because its answer got lost has made two runs: everybody keeps the same one.
+        kept, *surplus = self._search(key)
+        for twin in surplus:
+            self._client.delete_run(twin)
+        self._client.update_run(kept, status="SCHEDULED")  # MLflow creates every run as RUNNING
+        return kept
+
+    def _search(self, key: str) -> list[str]:
+        runs = self._client.search_runs([self.experiment_id], f"tags.{_KEY_TAG} = '{_quoted(key)}'")
+        return sorted(str(run.info.run_id) for run in runs)
+
+
+class _MlflowRun:
+    def __init__(self, client: MlflowClient, tracking_uri: str, run_id: str) -> None:
+        self._client = client
+        self._tracking_uri = tracking_uri
+        self.run_id = run_id
+
+    # `log_batch` splits what does not fit one request (1,000 metrics, 100 parameters or tags) by itself.
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        self._log_batch(params=[Param(name, value) for name, value in params.items()])
+
+    def log_epochs(self, points: Sequence[EpochPoint]) -> None:
+        self._log_batch(
+            metrics=[
+                Metric(name, float(value), point.timestamp_ms, point.step)
+                for point in points
+                for name, value in point.metrics.items()
+            ]
+        )
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._log_batch(tags=[RunTag(name, cut(value)) for name, value in tags.items()])
+
+    def set_status(self, status: RunStatus, end_time_ms: int | None = None) -> None:
+        with _translated(self._tracking_uri):
+            if status in ENDED:
+                end = end_time_ms or self._client.get_run(self.run_id).info.end_time or time.time_ns() // 1_000_000
+            else:
+                end = 0  # MLflow has no way to clear an end time, but treats 0 as none
+            # `MlflowClient` always keeps the old end time or replaces it by now; its store takes the one given.
+            self._client._tracking_client.store.update_run_info(
+                self.run_id, MlflowStatus.from_string(status), end, None
+            )
+
+    def rename(self, name: str) -> None:
+        with _translated(self._tracking_uri):
+            self._client.update_run(self.run_id, name=cut(name, MAX_NAME_LENGTH))
+
+    def log_artifact(self, file: Path, folder: str = "") -> None:
+        with _translated(self._tracking_uri):
+            self._client.log_artifact(self.run_id, str(file), folder or None)
+
+    def close(self) -> None:
+        """Nothing is pending: every call had arrived when it returned."""
+
+    def _log_batch(self, **entities: Any) -> None:
+        with _translated(self._tracking_uri):
+            self._client.log_batch(self.run_id, **entities)
+
+
+def _quoted(key: str) -> str:
+    """`key` without the characters that MLflow's search language cannot escape; two keys never become one."""
+    return quote(key, safe="/:@ +=,")
+
+
+def _artifact_location(tracking_uri: str) -> str | None:
+    """Where a new experiment keeps artifacts: a server decides itself, a bare database would choose ./mlruns."""
+    if not tracking_uri.startswith("sqlite:"):
+        return None
+    return (store_path(tracking_uri).parent / ARTIFACTS).as_uri()
+
+
+@contextmanager
+def _translated(tracking_uri: str) -> Iterator[None]:
+    """MLflow's errors in our words."""
+    try:
+        yield
+    except (MlflowException, RequestException) as error:
+        where = without_credentials(tracking_uri)
+        message = " ".join(str(error).replace(tracking_uri, where).split())
+        # `from None`: the original's text may show the password that a tracking URI can hold.
+        if _is_unavailable(error):
+            raise TrackingUnavailable(f"MLflow at {where} does not answer: {cut(message, 500)}") from None
+        raise TrackingRefused(f"MLflow at {where} refused: {cut(message, 500)}") from None
+
+
+def _is_unavailable(error: MlflowException | RequestException) -> bool:
+    """The server could not be reached, was busy or failed. MLflow gives an unreachable server's errors status 500."""
+    if isinstance(error, MlflowException):
+        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    else:
+        status = 503 if error.response is None else error.response.status_code
+    return status >= 500 or status in {408, 429}

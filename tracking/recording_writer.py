@@ -1,0 +1,89 @@
+"""The in-memory twin of the MLflow writer: keeps what it is told, for tests and for a look inside."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from tracking.writer import ENDED, MAX_NAME_LENGTH, NO_TAGS, EpochPoint, RunStatus, TrackingRefused, cut
+
+
+@dataclass
+class RecordingRun:
+    """A `RunWriter` whose fields are what a tracker would hold."""
+
+    run_id: str
+    key: str
+    name: str
+    start_time_ms: int
+    status: RunStatus = "SCHEDULED"
+    end_time_ms: int | None = None
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, int, float]]] = field(default_factory=dict)
+    """Metric name to its points (step, timestamp_ms, value), in the order they came."""
+    artifacts: dict[str, bytes] = field(default_factory=dict)
+    closed: bool = False
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        for name, value in params.items():
+            if self.params.get(name, value) != value:
+                raise TrackingRefused(
+                    f"parameter {name!r} of run {self.run_id} is {self.params[name]!r} and cannot become {value!r}"
+                )
+        self.params.update(params)
+
+    def log_epochs(self, points: Sequence[EpochPoint]) -> None:
+        for point in points:
+            for name, value in point.metrics.items():
+                curve = self.curves.setdefault(name, [])
+                entry = (point.step, point.timestamp_ms, float(value))
+                if entry not in curve:
+                    curve.append(entry)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.tags.update({name: cut(value) for name, value in tags.items()})
+
+    def set_status(self, status: RunStatus, end_time_ms: int | None = None) -> None:
+        self.status = status
+        self.end_time_ms = (end_time_ms or self.end_time_ms or _now_ms()) if status in ENDED else None
+
+    def rename(self, name: str) -> None:
+        self.name = cut(name, MAX_NAME_LENGTH)
+
+    def log_artifact(self, file: Path, folder: str = "") -> None:
+        self.artifacts[str(PurePosixPath(folder) / file.name)] = file.read_bytes()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class RecordingExperiment:
+    """An `ExperimentWriter` that keeps its runs by key."""
+
+    name: str = "recorded"
+    experiment_id: str = "1"
+    description: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    runs: dict[str, RecordingRun] = field(default_factory=dict)
+
+    def describe(self, markdown: str) -> None:
+        self.description = cut(markdown)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.tags.update({name: cut(value) for name, value in tags.items()})
+
+    def run(self, key: str, name: str, start_time_ms: int, tags: Mapping[str, str] = NO_TAGS) -> RecordingRun:
+        if key not in self.runs:
+            run = RecordingRun(uuid.uuid4().hex, key, cut(name, MAX_NAME_LENGTH), start_time_ms)
+            run.set_tags(tags)
+            self.runs[key] = run
+        return self.runs[key]
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

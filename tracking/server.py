@@ -1,0 +1,336 @@
+"""A local MLflow server as a child process that never outlives its parent.
+
+`python -m tracking.server COMMAND...` is the supervisor between the two: it runs the command and ends the command's
+whole process tree once its own standard input closes, which happens however the parent dies.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import unquote, urlsplit
+
+import psutil
+
+from tracking.links import without_credentials
+from tracking.writer import TrackingUnavailable
+
+LOOPBACK = "127.0.0.1"
+DATABASE = "mlflow.db"
+ARTIFACTS = "mlartifacts"
+START_SECONDS = 120.0
+STOP_SECONDS = 5.0
+"""What a process gets between the request to end and the kill."""
+
+
+class ServerDidNotStart(RuntimeError):
+    """The local MLflow server ended, or stayed silent, before it answered. The message has its last lines."""
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    arguments: tuple[str, ...]
+    """What follows `mlflow` on the command line."""
+    environment: Mapping[str, str]
+
+
+def server_settings(*, store: str, artifacts: str, port: int, host: str = LOOPBACK) -> ServerSettings:
+    """How every MLflow server of this product is started: `local_server` here and docker-compose.yml alike.
+
+    Args:
+        store: URI of MLflow's database.
+        artifacts: where the server keeps the artifacts it is sent, a path or URI.
+        port: 0 for a free one.
+        host: the interface to listen on.
+    """
+    return ServerSettings(
+        arguments=(
+            "server",
+            f"--backend-store-uri={store}",
+            f"--artifacts-destination={artifacts}",
+            "--serve-artifacts",
+            f"--host={host}",
+            f"--port={port}",
+            "--workers=1",  # several answer 4 times slower: their shared socket has no TCP_NODELAY
+            "--allowed-hosts=localhost:*,127.0.0.1:*",
+            "--uvicorn-opts=--no-access-log",
+        ),
+        environment={
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 11 processes and 1.5 GiB less
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DO_NOT_TRACK": "true",
+        },
+    )
+
+
+def store_uri(folder: Path) -> str:
+    """URI of the database that `local_server(folder)` serves; usable as a tracking URI without a server."""
+    path = (folder.resolve() / DATABASE).as_posix()
+    return f"sqlite:///{path.replace('%', '%25').replace('?', '%3F')}"
+
+
+def store_path(uri: str) -> Path:
+    """The absolute path of the database that a `sqlite:///` URI names.
+
+    Raises:
+        ValueError: the URI names no file.
+    """
+    path = uri.partition("?")[0].removeprefix("sqlite:///")
+    if not path or path == ":memory:" or not uri.startswith("sqlite:///"):
+        raise ValueError(f"tracking URI {uri!r} names no database file: write sqlite:///PATH/mlflow.db")
+    return Path(unquote(path)).resolve()
+
+
+class LocalServer:
+    """A running server. Made by `local_server`."""
+
+    def __init__(self, url: str, supervisor: subprocess.Popen[bytes]) -> None:
+        self.url = url
+        self._supervisor = supervisor
+        self._tree = psutil.Process(supervisor.pid).children(recursive=True)
+
+    def stop(self) -> None:
+        """End the server and every process of its tree; a second call does nothing."""
+        _stop_supervisor(self._supervisor)
+        _end(self._tree)  # what a killed supervisor has left
+
+
+@contextmanager
+def local_server(folder: Path, *, port: int | None = None, log: Path | None = None) -> Iterator[LocalServer]:
+    """An MLflow server on loopback, with its database and artifacts in `folder`. Several may serve one folder.
+
+    Ctrl-C in the terminal does not reach it; it goes when the context closes or this process dies.
+
+    Args:
+        folder: made if it is not there.
+        port: default: a free one.
+        log: the server's output is added to this file; default `folder/server.log`.
+
+    Raises:
+        ServerDidNotStart: the port is taken, the database is no database, ...
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    log = (log or folder / "server.log").resolve()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if port is not None:
+        _refuse_taken_port(port)
+    _prepare_database(folder / DATABASE)
+    _reach_loopback_without_proxy()
+    log_start = log.stat().st_size if log.exists() else 0
+    supervisor = _start_supervisor(folder, port or 0, log)
+    try:
+        server = LocalServer(_wait_until_healthy(supervisor, log, log_start), supervisor)
+    except BaseException:
+        _stop_supervisor(supervisor)
+        raise
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def check_server(uri: str, timeout: float = 10) -> None:
+    """Make sure that a tracking URI can be used, before anything is trained.
+
+    Args:
+        uri: `http(s)://...` or `sqlite:///...`.
+        timeout: seconds for a server's answer.
+
+    Raises:
+        TrackingUnavailable: no MLflow server answers there, it refuses us, or the database's folder cannot be made.
+        ValueError: another kind of URI.
+    """
+    scheme = urlsplit(uri).scheme
+    if scheme in {"http", "https"}:
+        _check_http(uri, timeout)
+    elif scheme == "sqlite":
+        path = store_path(uri)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrackingUnavailable(
+                f"MLflow database {uri}: its folder cannot be made ({error}): name a folder you may write to"
+            ) from error
+    else:
+        raise ValueError(
+            f"tracking URI {without_credentials(uri)!r} is neither http(s)://HOST:PORT nor sqlite:///PATH: "
+            "give one of these, or none for a local server"
+        )
+
+
+def _check_http(uri: str, timeout: float) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    where = without_credentials(uri)
+    way_out = "start it, correct the address, or leave it out for a local server"
+    try:
+        # Not /health: that one answers without a password and to every host name.
+        answer = http_request(  # type: ignore[no-untyped-call]
+            get_default_host_creds(uri),  # type: ignore[no-untyped-call]
+            "/api/2.0/mlflow/experiments/search",
+            "GET",
+            max_retries=0,
+            raise_on_status=False,
+            timeout=timeout,
+            params={"max_results": 1},
+        )
+    except MlflowException:  # not chained: its text may show the URI's password
+        raise TrackingUnavailable(f"no MLflow server answers at {where} within {timeout:g} s: {way_out}") from None
+    if answer.status_code == 401:
+        way_out = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    elif answer.status_code == 403:
+        way_out = "start that server with this host name among its --allowed-hosts, or get the permission"
+    elif answer.status_code == 200 and answer.headers.get("content-type", "").startswith("application/json"):
+        return
+    raise TrackingUnavailable(f"{where} answers with HTTP status {answer.status_code}, not as MLflow should: {way_out}")
+
+
+def _refuse_taken_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex((LOOPBACK, port)) == 0:
+            raise ServerDidNotStart(f"port {port} is taken by another program: give another port, or none")
+
+
+def _prepare_database(path: Path) -> None:
+    """Write-ahead logging stays with the file and lets readers and a writer of several processes work at once."""
+    try:
+        with closing(sqlite3.connect(path, timeout=20)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.Error as error:
+        raise ServerDidNotStart(f"MLflow database {path}: {error}: move the file away or correct it") from error
+
+
+def _reach_loopback_without_proxy() -> None:
+    """A site's HTTP proxy must not get to see requests to this machine."""
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if LOOPBACK not in known.split(","):
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [known, LOOPBACK]))
+
+
+def _start_supervisor(folder: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
+    # Relative to the folder it runs in, the database's URI is free of whatever characters the path has.
+    settings = server_settings(store=f"sqlite:///{DATABASE}", artifacts=(folder / ARTIFACTS).as_uri(), port=port)
+    # Settings meant for the client, or for another server, must not change this one.
+    inherited = {k: v for k, v in os.environ.items() if not k.upper().lstrip("_").startswith(("MLFLOW_", "UVICORN_"))}
+    package_root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [package_root, inherited.get("PYTHONPATH")]))
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tracking.server", sys.executable, "-m", "mlflow", *settings.arguments],
+            cwd=folder,  # a file `mlflow.py` where the user stands must not be imported
+            env={**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **settings.environment},
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # Out of reach of Ctrl-C: the last metrics are shipped after it.
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+
+
+def _wait_until_healthy(supervisor: subprocess.Popen[bytes], log: Path, log_start: int) -> str:
+    """The server's URL. Its own log names the port, so another server on that port is never taken for ours."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        ended = supervisor.poll() is not None
+        output = _log_from(log, log_start)
+        if ended:
+            raise ServerDidNotStart(
+                f"the local MLflow server ended before it answered; {log} ends with:\n{_last_lines(output)}"
+            )
+        running = re.search(r"Uvicorn running on (http://[\d.]+:\d+)", output)
+        if running and _is_healthy(running[1]):
+            return running[1]
+        time.sleep(0.1)
+    raise ServerDidNotStart(
+        f"the local MLflow server gave no answer within {START_SECONDS:g} s; {log} ends with:\n{_last_lines(output)}"
+    )
+
+
+def _log_from(log: Path, start: int) -> str:
+    with log.open("rb") as file:
+        file.seek(start)
+        return file.read().decode("utf-8", errors="replace")
+
+
+def _last_lines(output: str) -> str:
+    return "\n".join(output.splitlines()[-8:])
+
+
+def _is_healthy(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(f"{url}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def _stop_supervisor(supervisor: subprocess.Popen[bytes]) -> None:
+    assert supervisor.stdin is not None
+    supervisor.stdin.close()
+    try:
+        supervisor.wait(3 * STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        root = psutil.Process(supervisor.pid)
+        _end([*root.children(recursive=True), root])
+        supervisor.wait()
+
+
+def _end(processes: Sequence[psutil.Process]) -> None:
+    """Ask the processes to end, then kill what is left. psutil knows a reused process id from the old process."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=STOP_SECONDS)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=STOP_SECONDS)
+
+
+def _supervise(command: Sequence[str]) -> int:
+    """Run `command` until it ends, its tree until standard input closes; the command's exit status."""
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    root = psutil.Process(child.pid)
+
+    def end_tree() -> None:
+        with suppress(psutil.NoSuchProcess):
+            _end([*root.children(recursive=True), root])
+
+    def end_tree_with_parent() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        end_tree()
+
+    def on_sigterm(*_: object) -> NoReturn:
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    threading.Thread(target=end_tree_with_parent, daemon=True).start()
+    try:
+        return child.wait()
+    finally:
+        end_tree()
+
+
+if __name__ == "__main__":
+    sys.exit(_supervise(sys.argv[1:]))

@@ -1,0 +1,198 @@
+"""`WriterContract`: what every tracker's writer must hold, for people who bring their own.
+
+class TestMyWriter(WriterContract):
+    @pytest.fixture
+    def experiment(self): ...   # an empty experiment to write to
+    @pytest.fixture
+    def tracker(self): ...      # reads back what has arrived there
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tracking.writer import ENDED, EpochPoint, ExperimentWriter, RunStatus, TrackingRefused
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One run as a reader of the tracker finds it."""
+
+    name: str
+    status: str
+    start_time_ms: int
+    end_time_ms: int | None
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    curves: Mapping[str, list[tuple[int, int, float]]]
+    """Metric name to its points (step, timestamp_ms, value), ordered by step."""
+    artifacts: Mapping[str, bytes]
+
+
+class Tracker(Protocol):
+    """The reader's side of an experiment."""
+
+    def runs(self) -> list[str]:
+        """The ids of its runs."""
+
+    def stored(self, run_id: str) -> StoredRun: ...
+
+    def description(self) -> str: ...
+
+
+class WriterContract:
+    """Give the fixtures `experiment` and `tracker`, both new for each test."""
+
+    def test_a_new_run_is_scheduled(self, experiment: ExperimentWriter, tracker: Tracker) -> None:
+        run = experiment.run("sweep/1", "first", 1_000, {"seed": "7"})
+        stored = tracker.stored(run.run_id)
+        assert (stored.name, stored.status, stored.start_time_ms) == ("first", "SCHEDULED", 1_000)
+        assert stored.end_time_ms is None
+        assert stored.tags["seed"] == "7"
+        assert "mlflow.parentRunId" not in stored.tags
+
+    def test_one_key_is_one_run(self, experiment: ExperimentWriter, tracker: Tracker) -> None:
+        first = experiment.run("sweep/1", "first", 1_000)
+        first.set_status("RUNNING")
+        again = experiment.run("sweep/1", "other name", 2_000)
+        other = experiment.run("sweep/10", "tenth", 1_000)
+        assert again.run_id == first.run_id != other.run_id
+        assert sorted(tracker.runs()) == sorted([first.run_id, other.run_id])
+        stored = tracker.stored(first.run_id)
+        assert (stored.name, stored.status, stored.start_time_ms) == ("first", "RUNNING", 1_000)
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "it's",
+            'say "hi"',
+            "both ' and \"",
+            "back\\slash\\",
+            "%' OR '1'='1",
+            "Straße/手語/1",
+            "a b\tc",
+            "100%27",
+            "`x`",
+        ],
+    )
+    def test_any_text_is_a_key(self, experiment: ExperimentWriter, tracker: Tracker, key: str) -> None:
+        decoy = experiment.run("plain", "decoy", 1_000)
+        run = experiment.run(key, "odd key", 1_000)
+        assert experiment.run(key, "odd key", 1_000).run_id == run.run_id
+        assert sorted(tracker.runs()) == sorted([decoy.run_id, run.run_id])
+
+    def test_replaying_everything_changes_nothing(
+        self, experiment: ExperimentWriter, tracker: Tracker, tmp_path: Path
+    ) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        file = tmp_path / "config.json"
+        file.write_text("{}", encoding="utf-8")
+        points = [EpochPoint(epoch, 1_000 + epoch, {"dev/wer": 1 / epoch, "dev/loss": 2.0}) for epoch in range(1, 6)]
+
+        def write() -> None:
+            run.log_params({"learning_rate": "0.0005"})
+            run.log_epochs(points)
+            run.set_tags({"verdict": "learned"})
+            run.log_artifact(file, "files")
+            run.rename("renamed")
+            run.set_status("FINISHED", 9_000)
+
+        write()
+        once = tracker.stored(run.run_id)
+        write()
+        run.log_epochs(points[2:])
+        assert tracker.stored(run.run_id) == once
+        assert once.curves["dev/wer"] == [(epoch, 1_000 + epoch, 1 / epoch) for epoch in range(1, 6)]
+        assert once.artifacts == {"files/config.json": b"{}"}
+        assert once.name == "renamed"
+
+    def test_more_points_than_fit_one_request(self, experiment: ExperimentWriter, tracker: Tracker) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        metrics = {f"metric/{number}": 0.25 for number in range(7)}
+        run.log_epochs([EpochPoint(epoch, epoch, metrics) for epoch in range(1, 151)])
+        run.log_epochs([])
+        stored = tracker.stored(run.run_id)
+        assert stored.curves == {name: [(epoch, epoch, 0.25) for epoch in range(1, 151)] for name in metrics}
+
+    def test_more_params_and_tags_than_fit_one_request(self, experiment: ExperimentWriter, tracker: Tracker) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        many = {f"name{number}": str(number) for number in range(230)}
+        run.log_params(many)
+        run.set_tags(many)
+        stored = tracker.stored(run.run_id)
+        assert stored.params == many
+        assert many.items() <= stored.tags.items()
+
+    def test_a_parameter_is_written_once(self, experiment: ExperimentWriter, tracker: Tracker) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        run.log_params({"dropout": "0.1"})
+        with pytest.raises(TrackingRefused, match="dropout"):
+            run.log_params({"dropout": "0.2"})
+        assert tracker.stored(run.run_id).params == {"dropout": "0.1"}
+
+    def test_an_ended_run_accepts_metrics(self, experiment: ExperimentWriter, tracker: Tracker) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        run.set_status("KILLED", 5_000)
+        run.log_epochs([EpochPoint(3, 3_000, {"dev/wer": 0.5})])
+        run.set_tags({"late": "yes"})
+        stored = tracker.stored(run.run_id)
+        assert stored.curves == {"dev/wer": [(3, 3_000, 0.5)]}
+        assert (stored.status, stored.end_time_ms, stored.tags["late"]) == ("KILLED", 5_000, "yes")
+
+    @pytest.mark.parametrize("status", ["SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"])
+    def test_every_status_is_shown(self, experiment: ExperimentWriter, tracker: Tracker, status: RunStatus) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        run.set_status(status, 5_000 if status in ENDED else None)
+        stored = tracker.stored(run.run_id)
+        assert (stored.status, stored.end_time_ms) == (status, 5_000 if status in ENDED else None)
+
+    @pytest.mark.parametrize("status", ["SCHEDULED", "RUNNING"])
+    def test_a_resumed_run_has_no_end(self, experiment: ExperimentWriter, tracker: Tracker, status: RunStatus) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        run.set_status("FINISHED", 5_000)
+        run.set_status(status)
+        stored = tracker.stored(run.run_id)
+        assert (stored.status, stored.end_time_ms) == (status, None)
+
+    def test_an_end_without_a_time_is_now_and_stays(self, experiment: ExperimentWriter, tracker: Tracker) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        run.set_status("FAILED")
+        end = tracker.stored(run.run_id).end_time_ms
+        assert end is not None
+        assert end > 1_000
+        run.set_status("FAILED")
+        assert tracker.stored(run.run_id).end_time_ms == end
+
+    def test_long_text_is_cut(self, experiment: ExperimentWriter, tracker: Tracker) -> None:
+        run = experiment.run("sweep/1", "n" * 300, 1_000, {"long": "ü" * 9_000})
+        run.set_tags({"exact": "x" * 8_000, "over": "y" * 8_001})
+        experiment.describe("z" * 9_000)
+        stored = tracker.stored(run.run_id)
+        assert stored.name == "n" * 249 + "…"
+        assert stored.tags["long"] == "ü" * 7_999 + "…"
+        assert stored.tags["exact"] == "x" * 8_000
+        assert stored.tags["over"] == "y" * 7_999 + "…"
+        assert tracker.description() == "z" * 7_999 + "…"
+
+    def test_rename_and_describe(self, experiment: ExperimentWriter, tracker: Tracker) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        run.rename("fixed")
+        run.rename("fixed (best)")
+        experiment.describe("# so far")
+        experiment.describe("# done")
+        assert tracker.stored(run.run_id).name == "fixed (best)"
+        assert tracker.stored(run.run_id).status == "SCHEDULED"
+        assert tracker.description() == "# done"
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_what_is_not_finite_is_refused(self, experiment: ExperimentWriter, tracker: Tracker, value: float) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        with pytest.raises(ValueError, match=r"'dev/loss' is .* at step 4"):
+            run.log_epochs([EpochPoint(4, 4_000, {"dev/wer": 0.5, "dev/loss": value})])
+        assert tracker.stored(run.run_id).curves == {}

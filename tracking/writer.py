@@ -1,0 +1,104 @@
+"""What the rest of the product may ask of an experiment tracker: two small protocols and their records.
+
+Every call is idempotent: made again with the same arguments it changes nothing, so that a caller who does not know
+whether a call arrived makes it again. Every call has arrived when it returns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, Protocol, TypeAlias
+
+RunStatus: TypeAlias = Literal["SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"]
+ENDED: frozenset[RunStatus] = frozenset({"FINISHED", "FAILED", "KILLED"})
+
+MAX_TAG_LENGTH = 8_000
+MAX_NAME_LENGTH = 250
+NO_TAGS: Mapping[str, str] = MappingProxyType({})
+
+
+class TrackingUnavailable(Exception):
+    """The tracker cannot be reached, or failed on its side. The same call may succeed later: back off and retry."""
+
+
+class TrackingRefused(ValueError):
+    """The tracker answered and said no: a changed parameter, a deleted run or experiment. Retrying is no use."""
+
+
+@dataclass(frozen=True)
+class EpochPoint:
+    """The metrics of one epoch.
+
+    Raises:
+        ValueError: a metric is not finite (a tracker turns infinity into 1.8e308 and draws it).
+    """
+
+    step: int
+    timestamp_ms: int
+    """Milliseconds since 1970. A point sent again must carry the time it had, or the tracker keeps two points."""
+    metrics: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for name, value in self.metrics.items():
+            if not math.isfinite(value):
+                raise ValueError(f"metric {name!r} is {value} at step {self.step}: leave out what is not finite")
+
+
+class RunWriter(Protocol):
+    """Writes one run. Ended runs accept everything a running one does."""
+
+    @property
+    def run_id(self) -> str: ...
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Parameters are written once.
+
+        Raises:
+            TrackingRefused: one is there already with another value.
+        """
+
+    def log_epochs(self, points: Sequence[EpochPoint]) -> None:
+        """Add points to the run's curves, any number at a time."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set or replace tags; a value above 8,000 characters is cut and ends in an ellipsis."""
+
+    def set_status(self, status: RunStatus, end_time_ms: int | None = None) -> None:
+        """Any status may follow any other: a resumed trial goes back to RUNNING and loses its end time.
+
+        For an ended status without `end_time_ms` the stored end time stays; if there is none it becomes now.
+        """
+
+    def rename(self, name: str) -> None: ...
+
+    def log_artifact(self, file: Path, folder: str = "") -> None:
+        """Copy `file` into the run's artifacts, under `folder`; a file of that name is replaced."""
+
+    def close(self) -> None: ...
+
+
+class ExperimentWriter(Protocol):
+    """Writes one experiment and opens its runs."""
+
+    @property
+    def experiment_id(self) -> str: ...
+
+    def describe(self, markdown: str) -> None:
+        """Set the text above the runs; cut at 8,000 characters."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None: ...
+
+    def run(self, key: str, name: str, start_time_ms: int, tags: Mapping[str, str] = NO_TAGS) -> RunWriter:
+        """The run that carries `key`, created (top-level, SCHEDULED, with `name` and `tags`) if there is none.
+
+        A run that exists is returned as it is, so a caller that died before it stored `run_id` finds it again.
+        """
+
+
+def cut(text: str, length: int = MAX_TAG_LENGTH) -> str:
+    """`text` in at most `length` characters; a cut text ends in an ellipsis."""
+    return text if len(text) <= length else text[: length - 1] + "…"
