@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 Phase: TypeAlias = Literal["checking", "plateau", "learning"]
-Verdict: TypeAlias = Literal[
-    "learned", "never_learned", "collapsed", "too_slow", "stalled", "diverged", "data_fault"
-]
+Verdict: TypeAlias = Literal["learned", "never_learned", "collapsed", "too_slow", "stalled", "diverged", "data_fault"]
 
 TAKEOFF_MARGIN = 0.05
 """A run has taken off when its dev WER is at least this much below the best constant sentence's."""

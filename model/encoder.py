@@ -87,10 +87,10 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and channels == out
 
     def forward(self, x: Tensor, mask: Tensor, out_mask: Tensor) -> Tensor:
-        y = F.hardswish(self.expand_norm(self.expand(x), mask))
-        y = self.depthwise(F.pad(y * mask, self.padding))
-        y = F.hardswish(self.depthwise_norm(y, out_mask))
-        y = self.project_norm(self.project(self.gate(y, out_mask)), out_mask)
+        wide = F.hardswish(self.expand_norm(self.expand(x), mask))
+        wide = self.depthwise(F.pad(wide * mask, self.padding))
+        wide = F.hardswish(self.depthwise_norm(wide, out_mask))
+        y: Tensor = self.project_norm(self.project(self.gate(wide, out_mask)), out_mask)
         return x + y if self.residual else y
 
 
@@ -111,7 +111,8 @@ class ModalityEncoder(nn.Module):
         """`half` and `quarter` are the time masks at those rates."""
         x = F.hardswish(self.stem_norm(self.stem(F.pad(x, self.padding)), half))
         first, second, third = self.blocks
-        return third(second(first(x, half, half), half, quarter), quarter, quarter)  # type: ignore[no-any-return]
+        x = second(first(x, half, half), half, quarter)
+        return third(x, quarter, quarter)  # type: ignore[no-any-return]
 
 
 class BiLSTM(nn.Module):
@@ -169,7 +170,7 @@ class Student(nn.Module):
         """
         frames = features.shape[1]
         half, quarter = time_mask(lengths // 2, frames // 2), time_mask(lengths // 4, frames // 4)
-        parts = features.transpose(1, 2).split(self.widths, 1)
+        parts = torch.split(features.transpose(1, 2), self.widths, 1)
         x = torch.cat([encode(part, half, quarter) for encode, part in zip(self.encoders, parts, strict=True)], 1)
         x = self.dropout(x.transpose(1, 2))  # (B, T // 4, C)
         out_lengths = lengths // STRIDE

@@ -27,8 +27,8 @@ def constant_sentence(train: Sequence[str], dev: Sequence[str], candidates: int 
     fewest = _errors(best, sentences)
     while True:
         neighbours = {best[:i] + best[i + 1 :] for i in range(len(best))}
-        neighbours |= {best[:i] + (word,) + best[i:] for i in range(len(best) + 1) for word in words}
-        neighbours |= {best[:i] + (word,) + best[i + 1 :] for i in range(len(best)) for word in words}
+        neighbours |= {(*best[:i], word, *best[i:]) for i in range(len(best) + 1) for word in words}
+        neighbours |= {(*best[:i], word, *best[i + 1 :]) for i in range(len(best)) for word in words}
         count, guess = min((_errors(guess, sentences), guess) for guess in neighbours)
         if count >= fewest:
             break

@@ -23,9 +23,7 @@ def learning_rate_at(step: int, steps_per_epoch: int, dev_losses: Sequence[float
     epoch = step / steps_per_epoch
     warmup = config.warmup_epochs if config.warmup_start_factor < 1 else 0.0
     if epoch < warmup:
-        return config.learning_rate * (
-            config.warmup_start_factor + (1 - config.warmup_start_factor) * epoch / warmup
-        )
+        return config.learning_rate * (config.warmup_start_factor + (1 - config.warmup_start_factor) * epoch / warmup)
     epoch -= warmup
     peak, low = config.learning_rate, min(config.min_learning_rate, config.learning_rate)
     if config.schedule == "cosine_restarts":

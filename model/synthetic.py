@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Array: TypeAlias = NDArray[np.float64]
 
-_VERSION = 1  # part of the folder's name: raise it when a config generates anything else than before
+_VERSION = 2  # part of the folder's name: raise it when a config generates anything else than before
 _GLOSSES, _SIGNERS, _LANGUAGE, _SENTENCES = range(4)  # one random stream each, so that no size changes the others
 _RIGHT, _LEFT, _MOUTH = slice(0, 12), slice(12, 24), 24  # articulators: wrist 3, orientation 3, flexion 5, spread 1
 _ARTICULATORS = 25
@@ -124,8 +124,8 @@ def _write(config: GeneratedConfig, corpus: Path, progress: Callable[[str, int, 
 def _language(config: GeneratedConfig) -> tuple[Array, Array]:
     """Probabilities of the first gloss (V,), Zipf, and of the next one by the last (V, V)."""
     rng = np.random.default_rng([config.seed, _LANGUAGE])
-    zipf = 1 / (np.arange(config.glosses) + 2.7)  # Mandelbrot's offset, as word counts have it
-    follows = zipf * np.exp(rng.normal(0, 1.0, (config.glosses, config.glosses)))
+    zipf = 1 / (np.arange(config.glosses) + 9.0)  # Mandelbrot's offset: as on SI5, no gloss is above a tenth of all
+    follows = zipf * np.exp(rng.normal(0, 0.7, (config.glosses, config.glosses)))
     follows[np.diag_indices(config.glosses)] *= 0.3  # a repeat is rare but happens
     return zipf / zipf.sum(), follows / follows.sum(axis=1, keepdims=True)
 

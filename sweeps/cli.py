@@ -251,7 +251,7 @@ def print_outcome(
 ) -> None:
     rows = store.trials(sweep.id)
     command = " ".join(service.ui_words(sweep.name, home, given_uri and without_credentials(given_uri)))
-    stays = display.interactive() and not as_json or given_uri
+    stays = (display.interactive() and not as_json) or given_uri
     link = f"{dashboard(store, sweep, tracking)}\n  " if stays else ""
     display.print_summary(
         sweep, rows, store.epochs, best_command(sweep, store, prepared), f"{link}open again with: {command}", words
@@ -421,12 +421,13 @@ def print_plan(report: dict[str, Any], out: TextIO) -> None:
     corpus = report["corpus"]
     sentences = ", ".join(f"{n} {split}" for split, n in corpus["sentences"].items())
     modalities = ", ".join(f"{name} {width}" for name, width in corpus["modalities"].items())
+    space = [f"{n} {b['low']:g}..{b['high']:g}{' log' if b['log'] else ''}" for n, b in report["space"].items()]
     lines = [
         f"sweep      {report['sweep']}, everything under {report['home']}",
-        f"corpus     {corpus['folder']}: {sentences}; {corpus['width']} wide ({modalities}), {corpus['classes']} classes",
-        f"floor      the best constant sentence ({report['constant_sentence']!r}) scores {report['constant_wer']:.1%} WER",
-        "space      "
-        + "; ".join(f"{n} {b['low']:g}..{b['high']:g}{' log' if b['log'] else ''}" for n, b in report["space"].items()),
+        f"corpus     {corpus['folder']}: {sentences}",
+        f"features   {corpus['width']} wide ({modalities}), {corpus['classes']} classes",
+        f"floor      {report['constant_wer']:.1%} WER by the best constant sentence, {report['constant_sentence']!r}",
+        f"space      {'; '.join(space)}",
         f"trials     {report['budget']['trials']} on {report['workers']} workers, of these named: "
         + (", ".join(report["first_trials"]) or "none"),
         f"student    {report['parameters'] / 1e6:.2f} M parameters, about {report['seconds_per_epoch']:.1f} s of "

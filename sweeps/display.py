@@ -84,7 +84,7 @@ class LiveTable:
         lines.append(f"knowing nothing {sweep.facts['constant_wer']:.1%}")
         if len(shown) < len(trials):
             lines.append(f"{len(trials) - len(shown)} trials not shown")
-        parts = [trial_table(sweep.name, shown, self._last_row), Text(" · ".join(lines))]
+        parts: list[Table | Text] = [trial_table(sweep.name, shown, self._last_row), Text(" · ".join(lines))]
         if note:
             parts.append(Text(note, style="yellow"))
         self._live.update(Group(*parts))

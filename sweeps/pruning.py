@@ -1,9 +1,9 @@
 """When to stop a trial before its end: pure rules, histories in, a decision with its reason out.
 
 In the plateau before takeoff WER is no evidence: at epoch 3 healthy runs show 100 % as well. There a trial is
-stopped only if it is futile: the siblings that took off say how much cumulative learning rate ("LR-time") a takeoff
-takes on this corpus and how far the log-probs then move with time, and the trial will reach neither within its
-epochs, by a factor of two. After takeoff the best WER so far is compared, at rungs counted from takeoff.
+stopped only if it is futile: the siblings that took off say how much cumulative learning rate ("LR-time") they had
+an epoch before, and how far their log-probs then moved with time; if a trial will come half-way to neither within its
+epochs, it goes. After takeoff the best WER so far is compared, at rungs counted from takeoff.
 """
 
 from __future__ import annotations
@@ -78,16 +78,20 @@ def decide(
 def _futile(curve: Curve, took_off: Sequence[tuple[int, Curve]], config: TrainingConfig) -> Decision | None:
     """Rate too low: neither its LR-time nor its time spread will come near a takeoff in the epochs left."""
     now = curve[-1]
+    # Their last epoch in the plateau: takeoff came somewhere in the next one. Who left in epoch 1 tells nothing.
+    before_takeoff = [s[at - 2] for at, s in took_off if at > 1]
+    if not before_takeoff:
+        return None
     left = config.epochs - now.epoch
     steps = now.step / now.epoch
     lr_time_end = now.lr_time + left * steps * config.learning_rate  # as if at its peak rate from here on
-    lr_time_needed = min(s[at - 1].lr_time for at, s in took_off)
+    lr_time_needed = min(r.lr_time for r in before_takeoff)
 
     half = curve[(len(curve) - 1) // 2]
     spread, before = now.metrics["spread/time"], half.metrics["spread/time"]
     growth = max(0.0, spread - before) / max(1, now.epoch - half.epoch)
     spread_end = spread + left * growth
-    spread_needed = min(s[at - 1].metrics["spread/time"] for at, s in took_off)
+    spread_needed = min(r.metrics["spread/time"] for r in before_takeoff)
 
     if not (lr_time_end < FUTILE_SHARE * lr_time_needed and spread_end < FUTILE_SHARE * spread_needed):
         return None
@@ -95,9 +99,10 @@ def _futile(curve: Curve, took_off: Sequence[tuple[int, Curve]], config: Trainin
         "futile",
         "never_learned",
         f"Not learning: by its last epoch ({config.epochs}) it would have {lr_time_end:.2g} of cumulative learning "
-        f"rate and a time spread of {spread_end:.2g} nats; of {len(took_off)} trials that took off none did below "
-        f"{lr_time_needed:.2g} and {spread_needed:.2g} (stopped under half of both, at epoch {now.epoch}, "
-        f"WER {now.wer:.1%}). A learning rate {lr_time_needed / lr_time_end:.0f} times higher would have changed this.",
+        f"rate and a time spread of {spread_end:.2g} nats; {len(before_takeoff)} other trials had at least "
+        f"{lr_time_needed:.2g} and {spread_needed:.2g} before they took off (stopped at epoch {now.epoch}, under half "
+        f"of both; WER {now.wer:.1%}). A learning rate {FUTILE_SHARE * lr_time_needed / lr_time_end:.1f} times "
+        "higher would have kept it.",
         {
             "epoch": now.epoch,
             "lr_time_end": lr_time_end,
@@ -105,7 +110,7 @@ def _futile(curve: Curve, took_off: Sequence[tuple[int, Curve]], config: Trainin
             "spread_end": spread_end,
             "spread_needed": spread_needed,
             "share": FUTILE_SHARE,
-            "siblings": len(took_off),
+            "siblings": len(before_takeoff),
         },
     )
 

@@ -129,6 +129,12 @@ def _watch(
     return ""
 
 
+def _budget_is_spent(sweep: SweepRow, trials: list[TrialRow]) -> bool:
+    limit, hours = sweep.budget.get("total_epochs"), sweep.budget.get("hours")
+    spent = limit is not None and sum(t.epochs for t in trials) >= limit
+    return spent or (hours is not None and sweep.seconds >= 3600 * hours)
+
+
 def _reread(store: Store, sweep: SweepRow) -> SweepRow:
     found = store.find_sweep(sweep.name)
     assert found is not None
@@ -151,7 +157,6 @@ def _end(workers: list[_Process]) -> None:
     """Ask, wait, and only then force."""
     for worker in workers:
         worker.pipe.close()
-    deadline = time.monotonic() + STOP_SECONDS
     ways: tuple[tuple[Callable[[_Process], None], float], ...] = (
         (lambda w: None, STOP_SECONDS),
         (lambda w: w.process.terminate(), 3.0),
@@ -178,10 +183,9 @@ def _close(store: Store, sweep_id: int, reason: str, interrupted: bool) -> None:
     else:
         store.set_sweep_state(sweep_id, SweepState.STOPPING)
         waiting = sum(t.state is TrialState.WAITING for t in trials)
+        why = "its budget is spent" if _budget_is_spent(sweep, trials) else "its workers have ended"
         store.set_sweep_state(
-            sweep_id,
-            SweepState.STOPPED,
-            f"budget spent (total_epochs or hours), {waiting} trials wait: raise it and run again to go on",
+            sweep_id, SweepState.STOPPED, f"{why}, {waiting} trials wait; raise the budget and run it again to go on"
         )
 
 

@@ -75,7 +75,8 @@ class SearchSpace(Section):
     @field_validator("*", mode="before")
     @classmethod
     def _fixed(cls, value: Any) -> Any:
-        return {"low": value, "high": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return {"low": value, "high": value} if is_number else value
 
     def ranges(self) -> dict[str, Range]:
         """Name to range, in a fixed order; patience must have been filled in."""
@@ -176,7 +177,7 @@ class SweepSpec(Section):
     def _plain_names(cls, trials: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name in trials:
             if not NAME.fullmatch(name) or name.isdigit():
-                raise ValueError(f"{name!r}: a trial's name has letters, digits, dot, dash, underscore, not digits alone")
+                raise ValueError(f"{name!r}: a trial's name is letters, digits, dots, dashes; not digits alone")
         return trials
 
     @model_validator(mode="after")
@@ -221,8 +222,7 @@ class SweepSpec(Section):
         epochs, patience = self.trainer.epochs, self.space.ranges()["patience"]
         if patience.high >= epochs - 1:
             said.append(
-                f"space.patience: {patience.high:g} cannot act within {epochs} epochs; "
-                "lower it or raise trainer.epochs"
+                f"space.patience: {patience.high:g} cannot act within {epochs} epochs; lower it or raise trainer.epochs"
             )
         for plan in self.planned():
             if plan.hyperparameters["patience"] >= plan.overrides.get("epochs", epochs) - 1:

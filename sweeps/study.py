@@ -87,9 +87,9 @@ def _seen_by_sampler(
 
 def _distributions(spec: SweepSpec) -> dict[str, BaseDistribution]:
     return {
-        name: (IntDistribution if isinstance(bounds, IntRange) else FloatDistribution)(
-            bounds.low, bounds.high, log=bounds.log
-        )
+        name: IntDistribution(bounds.low, bounds.high, log=bounds.log)
+        if isinstance(bounds, IntRange)
+        else FloatDistribution(bounds.low, bounds.high, log=bounds.log)
         for name, bounds in spec.space.ranges().items()
     }
 

@@ -128,14 +128,15 @@ def description(sweep: SweepRow, trials: Sequence[TrialRow], spec: SweepSpec, co
     ]
     if best is not None and command:
         lines += [f"Best: trial {trial_label(best)}, dev WER {best.best_wer:.1%}.", "", f"```\n{command}\n```", ""]
-    lines += ["| trial | state | verdict | best WER | epochs | hyperparameters | why |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "| trial | state | verdict | best WER | epochs | hyperparameters | why |",
+        "|---|---|---|---|---|---|---|",
+    ]
     ranked = sorted(trials, key=lambda t: (t.best_wer is None, t.best_wer, t.number))
     for t in ranked[:30]:
         wer = "" if t.best_wer is None else f"{t.best_wer:.1%}"
-        reason = t.reason.replace("|", "/")
-        lines.append(
-            f"| {trial_label(t)} | {t.state.value} | {t.verdict or ''} | {wer} | {t.epochs} | {parameters(t)} | {reason} |"
-        )
+        cells = [trial_label(t), t.state.value, t.verdict or "", wer, str(t.epochs), parameters(t), t.reason]
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     if len(ranked) > 30:
         lines.append(f"\nThe {len(ranked) - 30} other trials stand below.")
     return "\n".join(lines)

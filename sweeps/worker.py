@@ -150,21 +150,22 @@ def _train(
     reports = checkpoints.resume(last, identity, trainer)
     record(store, claim, reports, constant_wer)
     with Lease(store, claim, job.lease_seconds, lambda: trainer.step) as lease:
-        while True:
-            # Step 5, before the next epoch and not after the last: a trial that comes back is judged again.
-            if finish_if_over(job.spec, store, claim, config, reports, constant_wer):
-                return
+        # Step 5 comes before the next epoch, not after the last: a trial that comes back is judged again.
+        while not finish_if_over(job.spec, store, claim, config, reports, constant_wer):
             if stop.is_set():
-                return store.hand_back(claim, "interrupted")
+                store.hand_back(claim, "interrupted")
+                return
             if not store.reserve_epoch(claim, trainer.epoch + 1):
-                return store.hand_back(claim, "the sweep's budget is spent")
+                store.hand_back(claim, "the sweep's budget is spent")
+                return
             # Step 3
             try:
                 report = trainer.train_epoch(lambda: stop.is_set() or lease.lost.is_set())
             except Stopped:
                 if lease.lost.is_set():
                     raise LeaseLost(claim.number, claim.attempt) from None
-                return store.hand_back(claim, "interrupted")
+                store.hand_back(claim, "interrupted")
+                return
             better = _is_best(reports, report)
             reports.append(report)
             checkpoints.save(last, identity, trainer, reports)
@@ -217,7 +218,11 @@ def finish_if_over(
     ended = why_ended(reports, config, constant_wer)
     if ended == "diverged":
         last = reports[-1]
-        evidence = {"epoch": last.epoch, "steps": last.steps_in_epoch, "skipped_steps": last.skipped_steps}
+        evidence: dict[str, float] = {
+            "epoch": last.epoch,
+            "steps": last.steps_in_epoch,
+            "skipped_steps": last.skipped_steps,
+        }
         reason = (
             f"Diverged: {last.skipped_steps} of {last.steps_in_epoch} steps of epoch {last.epoch} were not finite "
             f"at learning rate {last.metrics['optim/lr']:.2g}."

@@ -60,7 +60,8 @@ def open_experiment(tracking_uri: str, name: str) -> ExperimentWriter:
     if experiment.lifecycle_stage != "active":
         raise TrackingRefused(
             f"MLflow experiment {name!r} at {without_credentials(tracking_uri)} is deleted: rename the sweep, or "
-            f"restore the experiment with `mlflow experiments restore --experiment-id {experiment.experiment_id}`"
+            f"restore the experiment with `mlflow experiments restore --experiment-id {experiment.experiment_id}` "
+            "(MLFLOW_TRACKING_URI set to this address)"
         )
     return _MlflowExperiment(client, tracking_uri, str(experiment.experiment_id))
 

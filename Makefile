@@ -1,0 +1,37 @@
+# The front door. `make help` lists what is here.
+VENV ?= .venv
+PYTHON ?= python3
+ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: help demo test slow lint check clean
+
+help:  ## what is here
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+# The stamp holds what was installed from: a changed pin installs again.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/installed  ## the main job on the generated corpus: a sweep in about five minutes (ARGS=--json ...)
+	@$(BIN)/sweeps run examples/demo.yaml $(ARGS)
+
+test: $(VENV)/installed  ## the default test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+slow: $(VENV)/installed  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/installed  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test slow  ## all that CI runs
+
+clean:  ## remove the environment (sweeps and their data stay)
+	rm -rf $(VENV)
