@@ -22,9 +22,16 @@ def flags(name: str) -> list[str]:
     return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])) + ALIASES.get(name, [])
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a bad option in one line: argparse would print all forty options above it."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help lists the options\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; each field of `TrainingConfig` is an option of `train`."""
-    top = argparse.ArgumentParser(prog="python -m model", description=__doc__)
+    top = OneLineParser(prog="python -m model", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser(
         "train",
@@ -115,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         return run_train(arguments)
     except ValidationError as error:
         first = error.errors()[0]
-        print(f"error: --{first['loc'][0]} {first['input']}: {first['msg']}", file=sys.stderr)
+        print(f"error: --{first['loc'][0]} {first['input']}: {first['msg'].removeprefix('Value error, ')}", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:

@@ -28,15 +28,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint with `weights_only=True`, onto the CPU.
 
     Raises:
-        FileNotFoundError: there is none.
+        OSError: there is none (FileNotFoundError), or it cannot be read.
         ValueError: the file is not a whole checkpoint.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except OSError:
         raise
-    except Exception as error:  # a torn zip, a foreign pickle: torch raises many types for one thing
-        raise ValueError(f"{path}: not a whole checkpoint ({error}); delete it to start that run anew") from error
+    except Exception as error:  # a torn zip, a foreign pickle: torch raises many types, and advises to unpickle it
+        raise ValueError(
+            f"{path}: not a whole checkpoint ({type(error).__name__}); delete it to start that run anew"
+        ) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path}: not a checkpoint of this trainer; delete it to start that run anew")
     return state

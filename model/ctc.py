@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -223,6 +224,7 @@ class CTCTrainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`, of a trainer of the same config and corpus."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # A copy: torch would take the tensors themselves, and two trainers would share one set of moments.
+        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
         self.epoch, self.updates = state["epoch"], state["updates"]
         self.lr_time, self.dev_losses = state["lr_time"], list(state["dev_losses"])

@@ -44,7 +44,7 @@ def plateau_cuts(losses: Sequence[float], patience: int, threshold: float = 1e-4
     """
     best, bad, cuts = math.inf, 0, 0
     for loss in losses:
-        if loss < best * (1 - threshold) or (math.isinf(best) and math.isfinite(loss)):
+        if math.isfinite(loss) and loss < best * (1 - threshold):
             best, bad = loss, 0
         else:
             bad += 1

@@ -52,6 +52,8 @@ def train(
     last, reports = output / "last.pt", []
     if last.exists():
         saved = load_checkpoint(last)
+        if not saved.keys() >= {"trainer", "reports", "identity"}:
+            raise ValueError(f"{last}: not a checkpoint of this trainer; choose another --output_dir, or delete it")
         differing = sorted(k for k, v in identity.items() if saved["identity"].get(k) != v)
         if differing:
             raise ValueError(
@@ -72,10 +74,10 @@ def train(
         best = best_epoch([r.wer for r in reports])
         reports.append(report)
         state = {"trainer": trainer.state_dict(), "reports": [asdict(r) for r in reports], "identity": identity}
-        save_checkpoint(last, state)
         if best is None or report.wer < best[1]:
             save_checkpoint(output / "best.pt", state)
         _write_lines(output / "epochs.jsonl", reports)
+        save_checkpoint(last, state)  # last of all: a crash before this only has the epoch trained again
         on_epoch(report, phase_of([r.wer for r in reports], floor_wer))
 
     wers = [r.wer for r in reports]

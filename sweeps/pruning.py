@@ -2,8 +2,8 @@
 
 In the plateau before takeoff WER is no evidence: at epoch 3 healthy runs show 100 % as well. There a trial is
 stopped only if it is futile: the siblings that took off say how much cumulative learning rate ("LR-time") they had
-an epoch before, and how far their log-probs then moved with time; if a trial will come half-way to neither within its
-epochs, it goes. After takeoff the best WER so far is compared, at rungs counted from takeoff.
+an epoch before, and how far their log-probs then moved with time; if a trial will come
+nowhere near either within its epochs, it goes. After takeoff the best WER so far is compared, at rungs counted from takeoff.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from model.types import EpochReport, TrainingConfig
 Curve = Sequence[EpochReport]
 """Epochs 1, 2, ... of one trial."""
 
-FUTILE_SHARE = 0.5
-"""A trial is futile if it will reach less than this share of what the quickest sibling needed to take off. LR-time
-at takeoff differs 2.5-fold between healthy runs of one corpus, so the two conditions are asked for together."""
+FUTILE_SHARE = 0.4
+"""A trial is futile if it will reach less than this share of what every sibling had before it took off: between
+healthy runs of one corpus LR-time at takeoff differs 2.5-fold."""
 
 EXHAUSTED_FACTOR = 3.0
 """... or if it has had so many times the LR-time, and the epochs, of the slowest sibling's takeoff."""
@@ -93,6 +93,7 @@ def _futile(curve: Curve, took_off: Sequence[tuple[int, Curve]], config: Trainin
     spread_end = spread + left * growth
     spread_needed = min(r.metrics["spread/time"] for r in before_takeoff)
 
+    rate = config.learning_rate * FUTILE_SHARE * lr_time_needed / lr_time_end
     if not (lr_time_end < FUTILE_SHARE * lr_time_needed and spread_end < FUTILE_SHARE * spread_needed):
         return None
     return Decision(
@@ -100,9 +101,8 @@ def _futile(curve: Curve, took_off: Sequence[tuple[int, Curve]], config: Trainin
         "never_learned",
         f"Not learning: by its last epoch ({config.epochs}) it would have {lr_time_end:.2g} of cumulative learning "
         f"rate and a time spread of {spread_end:.2g} nats; {len(before_takeoff)} other trials had at least "
-        f"{lr_time_needed:.2g} and {spread_needed:.2g} before they took off (stopped at epoch {now.epoch}, under half "
-        f"of both; WER {now.wer:.1%}). A learning rate {FUTILE_SHARE * lr_time_needed / lr_time_end:.1f} times "
-        "higher would have kept it.",
+        f"{lr_time_needed:.2g} and {spread_needed:.2g} before they took off (stopped at epoch {now.epoch}, under "
+        f"{FUTILE_SHARE:.0%} of both; WER {now.wer:.1%}). A learning rate above {rate:.1e} would have kept it.",
         {
             "epoch": now.epoch,
             "lr_time_end": lr_time_end,

@@ -182,9 +182,9 @@ class SweepSpec(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> SweepSpec:
-        seeds = self.trainer.model_fields_set & {"seed", "data_seed"}
-        if seeds:
-            raise ValueError(f"trainer.{min(seeds)}: follows from the sweep's `seed`; set that instead")
+        for name in ("seed", "data_seed"):
+            if getattr(self.trainer, name):
+                raise ValueError(f"trainer.{name}: follows from the sweep's `seed`; set that instead")
         if self.space.patience is None:
             high = max(1, self.trainer.epochs // 2)
             patience = IntRange(low=min(5, high), high=high)

@@ -585,7 +585,7 @@ def _prepare_sqlite(engine: Engine) -> None:
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
 
-    # Stored in the file. Two processes that set it at once get "database is locked" whatever the busy timeout is.
+    # Stored in the file. While another one writes, setting it fails at once, whatever the busy timeout is.
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         connection = engine.raw_connection()
