@@ -21,7 +21,7 @@ def constant_sentence(train: Sequence[str], dev: Sequence[str], candidates: int 
     """
     sentences = [reference.split() for reference in train]
     counts = Counter(word for sentence in sentences for word in set(sentence))
-    words = [word for word, _ in counts.most_common(candidates)]
+    words = sorted(counts, key=lambda word: (-counts[word], word))[:candidates]  # ties: never by the order of a set
 
     best: tuple[str, ...] = ()
     fewest = _errors(best, sentences)

@@ -28,6 +28,7 @@ class PlainLog:
         self._seen: dict[int, int] = {}
         self._states: dict[int, TrialState] = {}
         self._note = ""
+        self._first = True
 
     def update(self, sweep: SweepRow, trials: list[TrialRow], note: str) -> None:
         for trial in trials:
@@ -35,19 +36,21 @@ class PlainLog:
             known = self._states.get(trial.id)
             if known is None and trial.state is TrialState.WAITING:
                 continue
-            if known is None:
-                self._seen[trial.id] = 0 if trial.state is TrialState.RUNNING else trial.epochs
+            if known is None:  # what was over before we looked is told in a line
+                self._seen[trial.id] = trial.epochs if self._first and trial.state.terminal else 0
             if trial.state is TrialState.RUNNING and known is not TrialState.RUNNING and trial.hyperparameters:
                 self._say(f"{label}: running  {parameters(trial)}")
             elif known is None and trial.state is TrialState.RUNNING:
                 continue  # not asked yet
             if trial.epochs > self._seen[trial.id]:
-                for row in self._epochs(trial.id)[self._seen[trial.id] :]:
+                rows = self._epochs(trial.id)[self._seen[trial.id] :]  # may be more by now than `trial` knows of
+                for row in rows:
                     self._say(f"{label}: {epoch_line(row)}")
-                self._seen[trial.id] = trial.epochs
+                self._seen[trial.id] += len(rows)
             if trial.state is not known and trial.state is not TrialState.RUNNING:
                 self._say(f"{label}: {trial.state.value}  {sentence_about(trial)}")
             self._states[trial.id] = trial.state
+        self._first = False
         if note != self._note:
             self._say(note or "MLflow is back, its rows are being shipped")
             self._note = note
@@ -84,9 +87,10 @@ class LiveTable:
         lines.append(f"knowing nothing {sweep.facts['constant_wer']:.1%}")
         if len(shown) < len(trials):
             lines.append(f"{len(trials) - len(shown)} trials not shown")
-        parts: list[Table | Text] = [trial_table(sweep.name, shown, self._last_row), Text(" · ".join(lines))]
+        table = trial_table(sweep.name, shown, self._last_row, one_line=True)
+        parts: list[Table | Text] = [table, _line(" · ".join(lines))]
         if note:
-            parts.append(Text(note, style="yellow"))
+            parts.append(_line(note, style="yellow"))
         self._live.update(Group(*parts))
 
     def _last_row(self, trial: TrialRow) -> EpochRow | None:
@@ -105,8 +109,16 @@ def _interest(trial: TrialRow) -> tuple[bool, float, int]:
 STYLES = {"learned": "green", "never_learned": "red", "collapsed": "red", "diverged": "red", "too_slow": "yellow"}
 
 
-def trial_table(title: str, trials: list[TrialRow], last_row: Callable[[TrialRow], EpochRow | None]) -> Table:
-    """Trial, parameters, epoch, WER, spread, phase, verdict."""
+def _line(text: str, style: str = "") -> Text:
+    """Never more than a line: what does not fit ends in an ellipsis."""
+    return Text(" ".join(text.split()), style=style, no_wrap=True, overflow="ellipsis")
+
+
+def trial_table(
+    title: str, trials: list[TrialRow], last_row: Callable[[TrialRow], EpochRow | None], *, one_line: bool = False
+) -> Table:
+    """Trial, parameters, epoch, WER, spread, phase, verdict; with `one_line` no trial takes more than one."""
+    cell = _line if one_line else Text
     table = Table(title=title, title_justify="left")
     for name in ("trial", "state", "parameters"):
         table.add_column(name, overflow="fold")
@@ -119,9 +131,9 @@ def trial_table(title: str, trials: list[TrialRow], last_row: Callable[[TrialRow
         metrics = row.metrics if row else {}
         wer, spread = metrics.get("dev/wer"), metrics.get("spread/time")
         table.add_row(
-            trial_label(trial),
+            cell(trial_label(trial)),
             trial.state.value,
-            parameters(trial),
+            cell(parameters(trial)),
             str(trial.epochs or ""),
             "" if wer is None else f"{wer:.1%}",
             "" if trial.best_wer is None else f"{trial.best_wer:.1%}",
@@ -135,7 +147,7 @@ def trial_table(title: str, trials: list[TrialRow], last_row: Callable[[TrialRow
 @contextmanager
 def view(epochs: Epochs, *, plain: bool, out: TextIO) -> Iterator[PlainLog | LiveTable]:
     """The right one of the two for where the output goes."""
-    console = Console(file=out)
+    console = Console(file=out, markup=False, emoji=False, highlight=False)
     if plain or not console.is_terminal:
         yield PlainLog(epochs, out)
         return
@@ -147,13 +159,14 @@ def print_summary(
     sweep: SweepRow, trials: list[TrialRow], epochs: Epochs, command: str | None, dashboard: str, out: TextIO
 ) -> None:
     """The table once more, then the best trial, the pruned and the named ones, the command and the dashboard."""
-    console = Console(file=out, width=None if out.isatty() else 160, soft_wrap=False, highlight=False)
+    width = None if out.isatty() else 160
+    console = Console(file=out, width=width, soft_wrap=False, markup=False, emoji=False, highlight=False)
     rows = {t.id: (found[-1] if (found := epochs(t.id)) else None) for t in trials}
     console.print(trial_table(sweep.name, trials, lambda t: rows[t.id]))
     best = best_trial(trials)
 
     def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
     say(f"\nSweep {sweep.name}: {sweep.state.value}, {sweep.reason}. {sweep.seconds:.0f} s in all.")
     say(f"The best constant sentence ({sweep.facts['constant_sentence']!r}) scores {sweep.facts['constant_wer']:.1%}.")

@@ -43,12 +43,13 @@ class Lease:
             if moved == seen:
                 log.warning("trial %d has not moved for %.0f s", self._claim.number, self._seconds / 3)
             else:
+                asked = time.monotonic()
                 try:
                     if not self._store.renew(self._claim, self._seconds):
                         log.warning("trial %d is no longer ours", self._claim.number)
                         self.lost.set()
                         return
-                    renewed, seen = time.monotonic(), moved
+                    renewed, seen = asked, moved
                 except Exception:  # whatever the database's trouble is: it may pass before the lease does
                     log.exception("the lease of trial %d could not be renewed", self._claim.number)
             if time.monotonic() - renewed > self._seconds:

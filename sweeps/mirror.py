@@ -12,7 +12,7 @@ from sweeps.spec import SweepSpec
 from sweeps.states import TrialState
 from sweeps.store import Store
 from sweeps.summary import COLLAPSED, config_of
-from tracking.writer import EpochPoint, ExperimentWriter, RunStatus, RunWriter, TrackingUnavailable
+from tracking.writer import EpochPoint, ExperimentWriter, RunStatus, RunWriter, TrackingRefused, TrackingUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -53,26 +53,38 @@ class Mirror:
         self._thread = threading.Thread(target=self._keep_shipping, name="mirror", daemon=True)
         self.trouble = ""
         """Why the last pass failed; empty if it did not."""
+        self.refused: dict[int, str] = {}
+        """Number of each trial of which MLflow would not take something (its run was deleted there), and why."""
 
     def start(self) -> None:
         self._thread.start()
 
     def finish(self, seconds: float) -> bool:
-        """Stop the thread and ship the rest; says whether everything has arrived within about `seconds`."""
+        """Stop the thread and ship the rest; says whether everything has arrived within about `seconds` (a call that
+        is under way then ends first, after MLflow's own timeouts).
+        """
+        deadline = time.monotonic() + seconds
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(seconds)
-        deadline = time.monotonic() + seconds
+            if self._thread.is_alive():
+                self.trouble = self.trouble or "a call to it has not come back"
+                return False
         while True:
             try:
-                while self.ship(final=True):
-                    pass
-                return True
+                behind = self.ship(final=True)
+                self.trouble = "; ".join(f"trial {number} is left out: {why}" for number, why in self.refused.items())
+                if not behind:
+                    return not self.refused
+            except TrackingRefused as error:
+                self.trouble = str(error)
+                return False
             except TrackingUnavailable as error:
                 self.trouble = str(error)
+                time.sleep(1)
             if time.monotonic() > deadline:
+                self.trouble = self.trouble or f"more was waiting than {seconds:.0f} s sufficed for"
                 return False
-            time.sleep(1)
 
     def _keep_shipping(self) -> None:
         pause = 1.0
@@ -91,24 +103,45 @@ class Mirror:
 
         Raises:
             TrackingUnavailable: MLflow cannot be reached; nothing is lost.
+            TrackingRefused: the experiment as a whole is refused (it was deleted, say); nothing is lost.
         """
-        if self._experiment is None:
-            self._experiment = self._open()
-            self._experiment.set_tags({"sweep": self._sweep.name, **self._tags})
-            self._store.set_experiment(self._sweep.id, self._experiment.experiment_id)
+        experiment = self._experiment
+        if experiment is None:
+            experiment = self._open()
+            self._tag(experiment)
+            self._store.set_experiment(self._sweep.id, experiment.experiment_id)
+            self._experiment = experiment
         shipped = 0
         for pending in self._store.pending(self._sweep.id):
-            if pending.trial.hyperparameters is not None:  # else nothing to show yet
-                self._ship_trial(self._experiment, pending)
-                shipped += 1
+            if pending.trial.hyperparameters is None:  # nothing to show yet
+                continue
+            try:
+                self._ship_trial(experiment, pending)
+            except TrackingRefused as error:
+                self._tag(experiment)  # refused as well if it is not this run alone
+                self._give_up(pending, str(error))
+            shipped += 1
         now = time.monotonic()
         if final or now - self._described_at > DESCRIBE_SECONDS:
             text = self._describe()
             if text != self._described:
-                self._experiment.describe(text)
+                experiment.describe(text)
                 self._described = text
             self._described_at = now
         return shipped
+
+    def _tag(self, experiment: ExperimentWriter) -> None:
+        experiment.set_tags({"sweep": self._sweep.name, **self._tags})
+
+    def _give_up(self, pending: Pending, why: str) -> None:
+        """Asking again is no use, and would keep the other trials waiting: whoever deleted a run meant it."""
+        if pending.trial.number not in self.refused:
+            log.warning("trial %d is left out of MLflow from here on: %s", pending.trial.number, why)
+        self.refused[pending.trial.number] = why
+        self._mark(pending)
+
+    def _mark(self, pending: Pending) -> None:
+        self._store.mark_mirrored(pending.trial.id, [row.epoch for row in pending.epochs], pending.trial.revision)
 
     def _ship_trial(self, experiment: ExperimentWriter, pending: Pending) -> None:
         trial = pending.trial
@@ -120,8 +153,6 @@ class Mirror:
             run = experiment.run(key, name, round(1000 * (trial.started_at or trial.created_at)))
             config = config_of(self._spec, trial).model_dump()
             run.log_params({name: str(value) for name, value in config.items()})
-            if trial.run_id != run.run_id:
-                self._store.set_run_id(trial.id, run.run_id)
             self._runs[trial.id] = run
         run.set_tags(
             {
@@ -138,10 +169,13 @@ class Mirror:
                 "seed": str(config_of(self._spec, trial).seed),
             }
         )
-        run.log_epochs([_point(row) for row in pending.epochs])
+        known = trial.run_id in (None, run.run_id)  # else another server, or a run that was deleted: it gets them all
+        run.log_epochs([_point(row) for row in (pending.epochs if known else self._store.epochs(trial.id))])
         end = None if trial.finished_at is None else round(1000 * trial.finished_at)
         run.set_status(STATUS[trial.state], end)
-        self._store.mark_mirrored(trial.id, [row.epoch for row in pending.epochs], trial.revision)
+        if trial.run_id != run.run_id:
+            self._store.set_run_id(trial.id, run.run_id)
+        self._mark(pending)
 
 
 def _point(row: EpochRow) -> EpochPoint:

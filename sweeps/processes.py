@@ -26,9 +26,14 @@ def is_known_dead(runner: Runner) -> bool:
     if runner.host != socket.gethostname():
         return False
     try:
-        started = psutil.Process(runner.pid).create_time()
+        process = psutil.Process(runner.pid)
+        started = process.create_time()
+        if process.status() == psutil.STATUS_ZOMBIE:  # dead, and its parent has not looked: so in many containers
+            return True
     except psutil.NoSuchProcess:
         return True
+    except psutil.AccessDenied:
+        return False
     return abs(started - float(runner.id.rpartition("-")[2])) > 2  # the clock that start times come from may be set
 
 

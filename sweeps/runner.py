@@ -18,7 +18,7 @@ from sweeps.spec import SweepSpec
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
 from sweeps.study import Study
-from sweeps.worker import Job, worker_process
+from sweeps.worker import Job, tell, worker_process
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +65,13 @@ def run(
 ) -> None:
     """Run a sweep, held by `runner`, until it is done, its budget is spent, or `stop` is set.
 
-    However it ends, no worker lives, no trial is RUNNING, and the sweep's state says what happened.
+    However it ends, no worker lives, no trial is RUNNING, Optuna has heard of every trial that is over, and the
+    sweep's state says what happened.
     """
     # Whoever held these trials is gone, or may no longer write: there is one runner.
     store.reap(sweep.id, dead_workers={t.worker for t in store.trials(sweep.id) if t.worker})
-    Study(job.database_url, spec).fail_orphans(store.trials(sweep.id))
+    study = Study(job.database_url, spec)
+    study.fail_orphans(store.trials(sweep.id))
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
     mirror.start()
     workers: list[_Process] = []
@@ -79,6 +81,7 @@ def run(
     finally:
         _end(workers)
         store.reap(sweep.id, dead_workers={w.job.worker for w in workers})
+        tell(store, study, sweep.id)
         _close(store, sweep.id, reason, stop.is_set())
         store.beat(sweep.id, runner.id)
         store.release_runner(sweep.id, runner.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -75,8 +76,14 @@ class SearchSpace(Section):
     @field_validator("*", mode="before")
     @classmethod
     def _fixed(cls, value: Any) -> Any:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return {"low": value, "high": value} if is_number else value
+        if isinstance(value, str):  # YAML reads 1e-4, without a dot, as text
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        if value is None or isinstance(value, Mapping | Section):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{value!r}: write one number, or {{low: ..., high: ...}}")
+        return {"low": value, "high": value}
 
     def ranges(self) -> dict[str, Range]:
         """Name to range, in a fixed order; patience must have been filled in."""
@@ -128,6 +135,8 @@ class CorpusSpec(Section):
     def _one_source(self) -> CorpusSpec:
         if (self.path is None) == (self.generated is None):
             raise ValueError("name either a path, or `generated: {...}`, not both")
+        # The loader's own rules, told now; pydantic adds its faults to ours.
+        CorpusConfig(path=self.path or Path(), filter=self.filter, modalities=self.modalities)
         return self
 
     def config(self, generated: Path | None = None) -> CorpusConfig:
@@ -143,7 +152,11 @@ class CorpusSpec(Section):
         )
 
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(
+    # Windows keeps these for devices, with any extension, and drops a dot at the end.
+    r"(?!(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9_-])?",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 class SweepSpec(Section):
@@ -169,7 +182,10 @@ class SweepSpec(Section):
     @classmethod
     def _plain_name(cls, name: str) -> str:
         if not NAME.fullmatch(name):
-            raise ValueError("use letters, digits, dot, dash and underscore, 64 at most: it names folders and tags")
+            raise ValueError(
+                f"{name!r}: use letters, digits, dot, dash and underscore, 64 at most, no dot at the end and no device "
+                "of Windows: it names folders and tags"
+            )
         return name
 
     @field_validator("first_trials")
@@ -191,7 +207,7 @@ class SweepSpec(Section):
             object.__setattr__(self, "space", self.space.model_copy(update={"patience": patience}))
         for name, bounds in self.space.ranges().items():
             for edge in (bounds.low, bounds.high):
-                _check_values(self.trainer, {name: edge}, f"space.{name}")
+                _check_values(self.trainer, {name: edge}, "space")
         checked = {
             name: _check_values(self.trainer, values, f"first_trials.{name}")
             for name, values in self.first_trials.items()
@@ -283,7 +299,7 @@ def load_spec(path: Path, **changes: Any) -> SweepSpec:
         raise SpecError(f"{path}: there is no such file; examples/ holds specs to start from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date without such a day, a number without end
         raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise SpecError(f"{path}: a spec is a mapping that begins with `name:` and `corpus:`")
@@ -301,15 +317,19 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str = "") ->
     """A line for each fault: its path, its value, the rule, and the nearest known key for an unknown one."""
     lines = []
     for fault in error.errors(include_url=False):
-        loc = [part for part in fault["loc"] if isinstance(part, str)]
+        loc = [str(part) for part in fault["loc"] if part != "[key]"]
         path = ".".join([where, *loc] if where else loc)
         if fault["type"] == "extra_forbidden":
             known = _keys_at(model, loc[:-1])
-            near = difflib.get_close_matches(loc[-1], known, n=1)
+            near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
             lines.append(f"{path}: unknown key; {hint}")
         elif fault["type"] == "missing":
             lines.append(f"{path}: is missing")
+        elif fault["type"] == "invalid_key" or "[key]" in fault["loc"]:
+            lines.append(f"{path}: a key must be text; write it in quotes")
+        elif fault["type"] in ("model_type", "dict_type"):
+            lines.append(f"{path}: {fault['input']!r}: must be a mapping, `key: value`")
         elif fault["type"] == "value_error":
             text = str(fault["ctx"]["error"])
             # A rule over several fields names its own path.

@@ -11,6 +11,7 @@ Where two rows are locked, the sweep's comes before the trial's.
 from __future__ import annotations
 
 import math
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -74,16 +75,16 @@ def database_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
         parsed = None
     backend = parsed.drivername.partition("+")[0] if parsed else ""
     if parsed and backend in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed and backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
         return parsed
-    shown = parsed.render_as_string() if parsed else repr(url)
+    shown = parsed.render_as_string() if parsed else re.sub(r":[^:/@]*@", ":***@", url)
     raise ValueError(
-        f"database {shown}: it must be a file or a server that several processes can share: "
+        f"database {shown!r}: it must be a file or a server that several processes can share: "
         "use sqlite:///PATH or postgresql://USER@HOST/NAME"
     )
 

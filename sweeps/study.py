@@ -101,6 +101,7 @@ class Study:
         engine = {"pool_pre_ping": True} if database_url.startswith("postgresql") else {}
         self._study = optuna.create_study(
             study_name=spec.name,
+            sampler=_Given({}),  # nobody asks here: `suggest` does
             storage=optuna.storages.RDBStorage(database_url, engine_kwargs=engine),
             load_if_exists=True,
         )

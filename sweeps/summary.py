@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -55,7 +55,13 @@ def train_command(config: TrainingConfig, corpus: CorpusConfig, output: Path) ->
     for name, value in chosen.items():
         words += [f"--{name}", repr(value) if isinstance(value, float) else str(value)]
     words += ["--output_dir", str(output)]
-    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+    return powershell_line(words) if sys.platform == "win32" else shlex.join(words)
+
+
+def powershell_line(words: Sequence[str]) -> str:
+    """The words as a line for PowerShell, where a comma makes a list, and a quoted command is only text without `&`."""
+    quoted = [word if re.fullmatch(r"[\w.:/\\=+-]+", word) else "'" + word.replace("'", "''") + "'" for word in words]
+    return " ".join(["&", *quoted] if quoted[0] != words[0] else quoted)
 
 
 def result(
@@ -115,8 +121,12 @@ def parameters(trial: TrialRow) -> str:
     return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
 
 
+DESCRIPTION_LENGTH = 8000
+"""What an MLflow tag holds."""
+
+
 def description(sweep: SweepRow, trials: Sequence[TrialRow], spec: SweepSpec, command: str | None) -> str:
-    """The sweep so far in Markdown, for the head of its MLflow experiment."""
+    """The sweep so far in Markdown, for the head of its MLflow experiment: as many trials as there is room for."""
     counts = Counter(t.state.value for t in trials)
     best = best_trial(trials)
     lines = [
@@ -132,11 +142,15 @@ def description(sweep: SweepRow, trials: Sequence[TrialRow], spec: SweepSpec, co
         "| trial | state | verdict | best WER | epochs | hyperparameters | why |",
         "|---|---|---|---|---|---|---|",
     ]
-    ranked = sorted(trials, key=lambda t: (t.best_wer is None, t.best_wer, t.number))
-    for t in ranked[:30]:
+    room = DESCRIPTION_LENGTH - len("\n".join(lines)) - 100
+    ranked = sorted(trials, key=lambda t: (t.best_wer is None, t.best_wer or 0.0, t.number))
+    for shown, t in enumerate(ranked):
         wer = "" if t.best_wer is None else f"{t.best_wer:.1%}"
         cells = [trial_label(t), t.state.value, t.verdict or "", wer, str(t.epochs), parameters(t), t.reason]
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
-    if len(ranked) > 30:
-        lines.append(f"\nThe {len(ranked) - 30} other trials stand below.")
+        row = f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in cells)} |"
+        room -= len(row) + 1
+        if shown == 30 or room < 0:
+            lines += ["", f"The {len(ranked) - shown} other trials stand among the runs below."]
+            break
+        lines.append(row)
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from model.diagnosis import best_epoch, phase_of, verdict_of
 from model.early_stopping import why_ended
 from model.types import EpochReport, Hyperparameters, Stopped, TrainingConfig
 from sweeps import checkpoints, pruning
-from sweeps.errors import LeaseLost
+from sweeps.errors import LeaseLost, SweepError
 from sweeps.lease import Lease
 from sweeps.records import Claim, EpochRow
 from sweeps.spec import SweepSpec
@@ -118,11 +118,12 @@ def _run_trial(
     config = job.spec.training(claim.number, values, claim.overrides)
     try:
         _train(job, store, corpus, constant_wer, claim, config, stop)
-    except (Stopped, LeaseLost):
+    except SweepError:  # the lease, or the database: no fault of the trial
         raise
     except Exception as error:  # a fault of this trial, not of the sweep: it is kept, with its reason
         log.exception("trial %d failed", claim.number)
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (see the worker's log, {job.log.name})"
+        words = " ".join(str(error).replace("\0", "").split())[:500]  # PostgreSQL takes no NUL
+        reason = f"{type(error).__name__}: {words} (the worker's log has more: {job.log.name})"
         store.finish(claim, TrialState.FAILED, verdict=None, reason=reason, rule="fault", evidence={})
 
 

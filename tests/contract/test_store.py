@@ -218,7 +218,17 @@ def test_what_cannot_be_opened_is_named_in_one_line_without_its_password(tmp_pat
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://root:secret@host/x", "sweeps.db", ""])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///:memory:",
+        "mysql://root:secret@host/x",
+        "postgresql://u:secret@host:port/x",
+        "sweeps.db",
+        "",
+    ],
+)
 def test_a_database_that_processes_cannot_share_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="use sqlite:///PATH or postgresql://") as error:
         Store(url)

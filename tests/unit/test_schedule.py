@@ -69,7 +69,7 @@ def test_step_is_torchs(factor: float) -> None:
     config = ORIGINAL.with_values({"schedule": "step", "learning_rate": 1e-3, "warmup_start_factor": factor})
     expected = torch_rates(config, 170, lambda o: StepLR(o, step_size=50, gamma=0.5))
     assert at_epoch_starts(config, 170) == pytest.approx(expected, rel=1e-9)
-    assert min(expected) == pytest.approx(1.25e-4)  # it was cut three times
+    assert expected[-1] == pytest.approx(1.25e-4)  # it was cut three times
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0])

@@ -1,0 +1,212 @@
+"""A whole sweep, from the command to MLflow and back, and going on with one that has ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from model.types import METRICS, TrainingConfig
+from tests.acceptance.commands import (
+    check_everything_arrived,
+    environment,
+    living,
+    read,
+    run,
+    runs,
+    start,
+    until_gone,
+    write_spec,
+)
+from tests.acceptance.conftest import Finished
+from tests.corpora import write_corpus
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
+Tried = Callable[..., tuple[int, str, str]]
+
+KEYS = {"sweep", "tracking_uri", "ui_command", "seconds", "best", "counts", "trials"}
+BEST_KEYS = {"number", "name", "wer", "hyperparameters", "command"}
+TRIAL_KEYS = {"number", "name", "trial_state", "verdict", "reason", "best_wer", "epochs", "hyperparameters"}
+SPACE = {"learning_rate", "warmup_start_factor", "dropout", "patience"}
+
+
+def test_the_last_line_is_the_result(finished: Finished) -> None:
+    result = finished.command.result()
+    assert set(result) == KEYS
+    assert set(result["best"]) == BEST_KEYS
+    for trial in result["trials"]:
+        assert set(trial) == TRIAL_KEYS
+
+
+def test_the_result_holds_the_exact_total_of_trials(finished: Finished) -> None:
+    result = finished.command.result()
+    trials = result["trials"]
+    assert [t["number"] for t in trials] == [0, 1, 2, 3]
+    assert [t["name"] for t in trials] == ["original", "fixed", None, None]
+    assert sum(result["counts"].values()) == 4
+    assert {state for state, n in result["counts"].items() if n} <= {"COMPLETE", "PRUNED"}
+    for trial in trials:
+        assert set(trial["hyperparameters"]) == SPACE
+        assert 1 <= trial["epochs"] <= 2
+        assert trial["verdict"]
+        assert trial["reason"].endswith(".")
+    best = min(trials, key=lambda t: (t["best_wer"], t["number"]))
+    assert (result["best"]["number"], result["best"]["wer"]) == (best["number"], best["best_wer"])
+    assert result["sweep"] == "tiny"
+    assert result["seconds"] > 0
+
+
+def test_mlflow_holds_every_trial(finished: Finished) -> None:
+    result = finished.command.result()
+    uri = result["tracking_uri"]
+    check_everything_arrived(finished.home, uri)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    shown = runs(finished.home, uri)
+    facts = read(finished.home)[0].facts
+    for trial in result["trials"]:
+        run = shown[trial["number"]]
+        tags, params = run.data.tags, run.data.params
+        assert "mlflow.parentRunId" not in tags
+        assert run.info.run_name == (trial["name"] or f"trial {trial['number']}")
+        assert set(params) == set(TrainingConfig.model_fields)
+        assert {name: float(params[name]) for name in SPACE} == trial["hyperparameters"]
+        assert set(run.data.metrics) == set(METRICS)
+        assert tags["name"] == (trial["name"] or "")
+        assert tags["verdict"] == trial["verdict"]
+        assert tags["reason"] == trial["reason"]
+        assert tags["collapse"] == str(trial["verdict"] in {"never_learned", "collapsed"}).lower()
+        assert tags["seed"] == params["seed"]
+        assert tags["corpus_hash"] == facts["corpus_hash"]
+        assert tags["vocabulary_hash"] == facts["vocabulary_hash"]
+        assert tags["git_commit"] == finished.commit
+        assert run.info.end_time >= run.info.start_time
+    assert shown[0].data.params["schedule"] == "cosine_restarts"
+    description = experiment.tags["mlflow.note.content"]
+    assert "complete" in description
+    assert result["best"]["command"] in description
+
+
+def test_nothing_is_left_running(finished: Finished) -> None:
+    assert not living(finished.home)
+    assert not [t for t in read(finished.home)[1] if not t.state.terminal]
+
+
+def test_the_printed_command_repeats_the_best_trial_to_the_bit(finished: Finished, tmp_path: Path) -> None:
+    best = finished.command.result()["best"]
+    subprocess.run(
+        best["command"], shell=True, cwd=tmp_path, env=environment(finished.home), check=True, capture_output=True
+    )
+    (written,) = tmp_path.glob("*/epochs.jsonl")
+    again = [json.loads(line) for line in written.read_text(encoding="utf-8").splitlines()]
+    show = [sys.executable, "-m", "sweeps.cli", "show", f"tiny/{best['number']}", "--json", "--home", finished.home]
+    answer = subprocess.run(show, cwd=tmp_path, check=True, capture_output=True, text=True, encoding="utf-8")
+    epochs = json.loads(answer.stdout)["epochs"]
+    assert [{"epoch": e["epoch"], **e["metrics"]} for e in again] == [
+        {"epoch": e["epoch"], **{key: e.get(key) for key in METRICS}} for e in epochs
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "paths"),
+    [
+        ({"trainer": {"hidden": 24}}, ["trainer.hidden (16 -> 24)"]),
+        ({"space": {"dropout": {"low": 0.0, "high": 0.4}}, "seed": 7}, ["seed (0 -> 7)", "space.dropout.high"]),
+        ({"first_trials": {"fixed": {"learning_rate": 6e-4}}}, ["first_trials.fixed.learning_rate"]),
+        ({"corpus": {"generated": {"noise": 0.01}}}, ["corpus.generated.noise", "corpus_hash"]),
+    ],
+)
+def test_a_changed_spec_is_refused_with_what_differs(
+    finished: Finished, tmp_path: Path, tried: Tried, changes: dict[str, Any], paths: list[str]
+) -> None:
+    before = read(finished.home)
+    code, _, err = tried("run", write_spec(tmp_path, **changes), "--home", finished.home)
+    assert code == 2
+    (error,) = [line for line in err.splitlines() if line.startswith("error:")]
+    assert "'tiny'" in error
+    for path in paths:
+        assert path in error
+    assert read(finished.home) == before
+
+
+@pytest.mark.slow
+def test_the_same_command_again_finishes_at_once(finished: Finished, tmp_path: Path) -> None:
+    home = finished.copy(tmp_path)
+    first = finished.command.result()
+    again = run(home, finished.folder, "run", finished.spec, "--json").result()
+    moved = {"tracking_uri", "ui_command", "best"}  # they name the home
+    assert {k: v for k, v in again.items() if k not in moved} == {k: v for k, v in first.items() if k not in moved}
+    check_everything_arrived(home)
+
+
+@pytest.mark.slow
+def test_a_raised_budget_goes_on_with_exactly_the_additional_trials(finished: Finished, tmp_path: Path) -> None:
+    home = finished.copy(tmp_path)
+    before = read(home)[2]
+    spec = write_spec(tmp_path / "raised", budget={"trials": 6}, workers=1)
+    result = run(home, tmp_path, "run", spec, "--json").result()
+    assert [t["number"] for t in result["trials"]] == [0, 1, 2, 3, 4, 5]
+    after = read(home)[2]
+    assert {number: after[number] for number in before} == before
+    assert all(after[number] for number in (4, 5))
+    check_everything_arrived(home)
+
+
+@pytest.mark.slow
+def test_a_changed_corpus_is_refused(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    home = tmp_path / "home"
+    spec = write_spec(tmp_path, corpus={"path": str(corpus), "generated": None}, budget={"trials": 2})
+    run(home, tmp_path, "run", spec, "--json")
+    write_corpus(corpus, seed=1)
+    refused = run(home, tmp_path, "run", spec, "--json", code=2)
+    (error,) = [line for line in refused.words().splitlines() if line.startswith("error:")]
+    assert "corpus_hash" in error
+    assert "vocabulary_hash" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a POSIX signal to a process group")
+def test_the_printed_line_opens_the_dashboard_again(finished: Finished, tmp_path: Path) -> None:
+    line = finished.command.result()["ui_command"]
+    assert line in finished.command.words()
+    ui = start(finished.home, tmp_path, shell=line)
+    try:
+        address = ui.until(lambda: ui.stdout.read_text(encoding="utf-8").partition("\n")[0])
+        assert "#/experiments/" in address
+        assert "compareRunsMode=CHART" in address
+        assert "metrics.%60dev%2Fwer%60" in address
+        with urllib.request.urlopen(address.partition("#")[0], timeout=30) as answer:
+            assert answer.status == 200
+    finally:
+        if ui.process.poll() is None:
+            os.killpg(ui.process.pid, signal.SIGINT)
+        ui.wait(30)
+    until_gone(finished.home, 30)
+
+
+@pytest.mark.slow
+def test_without_json_the_log_and_the_summary_are_for_a_person(tmp_path: Path) -> None:
+    spec = yaml.safe_load(write_spec(tmp_path).read_text(encoding="utf-8"))
+    home = tmp_path / "home"
+    words = run(home, tmp_path, "run", tmp_path / "spec.yaml", "--trials", "2", "--workers", "1")
+    out = words.stdout.read_text(encoding="utf-8")
+    for name in spec["first_trials"]:
+        assert f"tiny/{name}: " in out
+    assert "python" in out
+    assert "-m model train" in out
+    assert f"sweeps ui tiny --home {home}" in out
+    assert "COMPLETE" in out
+    assert [t.state for t in read(home)[1]] == ["COMPLETE", "COMPLETE"]
