@@ -122,7 +122,10 @@ def main(argv: list[str] | None = None) -> int:
         return run_train(arguments)
     except ValidationError as error:
         first = error.errors()[0]
-        print(f"error: --{first['loc'][0]} {first['input']}: {first['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        print(
+            f"error: --{first['loc'][0]} {first['input']}: {first['msg'].removeprefix('Value error, ')}",
+            file=sys.stderr,
+        )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:

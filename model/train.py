@@ -52,7 +52,7 @@ def train(
     last, reports = output / "last.pt", []
     if last.exists():
         saved = load_checkpoint(last)
-        if not saved.keys() >= {"trainer", "reports", "identity"}:
+        if not isinstance(saved.get("identity"), dict):  # a sweep's checkpoint has a string there, another script none
             raise ValueError(f"{last}: not a checkpoint of this trainer; choose another --output_dir, or delete it")
         differing = sorted(k for k, v in identity.items() if saved["identity"].get(k) != v)
         if differing:

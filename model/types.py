@@ -99,7 +99,7 @@ class EpochReport:
     epoch: int
     """1 for the first."""
     step: int
-    """Optimizer updates since the run began."""
+    """Optimizer updates since the run began, skipped ones included: the place in the schedule."""
     metrics: Mapping[str, float]
     steps_in_epoch: int = 0
     """Training batches of this epoch."""

@@ -120,27 +120,25 @@ def trial_table(
     """Trial, parameters, epoch, WER, spread, phase, verdict; with `one_line` no trial takes more than one."""
     cell = _line if one_line else Text
     table = Table(title=title, title_justify="left")
-    for name in ("trial", "state", "parameters"):
-        table.add_column(name, overflow="fold")
-    for name in ("epoch", "WER", "best", "spread"):
-        table.add_column(name, justify="right")
-    table.add_column("phase")
-    table.add_column("verdict")
+    for name in ("trial", "state", "parameters", "epoch", "WER", "best", "spread", "phase", "verdict"):
+        is_number = name in ("epoch", "WER", "best", "spread")
+        table.add_column(cell(name), overflow="fold", justify="right" if is_number else "left")
     for trial in trials:
         row = last_row(trial)
         metrics = row.metrics if row else {}
         wer, spread = metrics.get("dev/wer"), metrics.get("spread/time")
-        table.add_row(
-            cell(trial_label(trial)),
+        cells = [
+            trial_label(trial),
             trial.state.value,
-            cell(parameters(trial)),
+            parameters(trial),
             str(trial.epochs or ""),
             "" if wer is None else f"{wer:.1%}",
             "" if trial.best_wer is None else f"{trial.best_wer:.1%}",
             "" if spread is None else f"{spread:.2f}",
             row.phase if row else "checking" if trial.state is TrialState.RUNNING else "",
-            Text(trial.verdict or "", style=STYLES.get(trial.verdict or "", "")),
-        )
+        ]
+        verdict = trial.verdict or ""
+        table.add_row(*map(cell, cells), cell(verdict, style=STYLES.get(verdict, "")))
     return table
 
 

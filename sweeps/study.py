@@ -99,13 +99,19 @@ class Study:
 
     def __init__(self, database_url: str, spec: SweepSpec) -> None:
         engine = {"pool_pre_ping": True} if database_url.startswith("postgresql") else {}
+        self._storage = optuna.storages.RDBStorage(database_url, engine_kwargs=engine)
         self._study = optuna.create_study(
             study_name=spec.name,
             sampler=_Given({}),  # nobody asks here: `suggest` does
-            storage=optuna.storages.RDBStorage(database_url, engine_kwargs=engine),
+            storage=self._storage,
             load_if_exists=True,
         )
         self._distributions = _distributions(spec)
+
+    def close(self) -> None:
+        """Give the connections back; each thread's own session goes with its thread."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     def register(self, number: int, name: str | None, values: Hyperparameters) -> int:
         """Begin a RUNNING Optuna trial with these values; returns its id."""

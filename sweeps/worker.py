@@ -169,10 +169,10 @@ def _train(
                 return
             better = _is_best(reports, report)
             reports.append(report)
-            checkpoints.save(last, identity, trainer, reports)
             if better:
                 best = checkpoints.checkpoint_path(job.checkpoints, claim.number, best=True)
                 checkpoints.save(best, identity, trainer, reports)
+            checkpoints.save(last, identity, trainer, reports)  # last: once it stands, the epoch is over
             # Step 4
             record(store, claim, reports[-1:], constant_wer, before=reports[:-1])
 

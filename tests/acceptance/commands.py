@@ -162,19 +162,19 @@ def run(home: Path, folder: Path, *words: str | Path, code: int = 0) -> Command:
     command = start(home, folder, *words)
     ended = command.wait()
     assert ended == code, f"exit code {ended}\n{command.words()}"
-    assert not living(home)
+    until_gone(home)
     return command
 
 
-def until_gone(home: Path, seconds: float) -> None:
-    """Wait until nothing of this home lives.
+def until_gone(home: Path, seconds: float = 5.0) -> None:
+    """Wait until nothing of this home lives. (Python's own resource tracker goes just after the process it serves.)
 
     Raises:
         AssertionError: something still does.
     """
     deadline = time.monotonic() + seconds
     while left := living(home):
-        assert time.monotonic() < deadline, f"still there after {seconds:.0f} s: {left}"
+        assert time.monotonic() < deadline, f"still there after {seconds:.0f} s: {[p.cmdline() for p in left]}"
         time.sleep(0.2)
 
 

@@ -77,13 +77,13 @@ def test_mlflow_holds_every_trial(finished: Finished) -> None:
     shown = runs(finished.home, uri)
     facts = read(finished.home)[0].facts
     for trial in result["trials"]:
-        run = shown[trial["number"]]
-        tags, params = run.data.tags, run.data.params
+        seen = shown[trial["number"]]
+        tags, params = seen.data.tags, seen.data.params
         assert "mlflow.parentRunId" not in tags
-        assert run.info.run_name == (trial["name"] or f"trial {trial['number']}")
+        assert seen.info.run_name == (trial["name"] or f"trial {trial['number']}")
         assert set(params) == set(TrainingConfig.model_fields)
         assert {name: float(params[name]) for name in SPACE} == trial["hyperparameters"]
-        assert set(run.data.metrics) == set(METRICS)
+        assert set(seen.data.metrics) == set(METRICS)
         assert tags["name"] == (trial["name"] or "")
         assert tags["verdict"] == trial["verdict"]
         assert tags["reason"] == trial["reason"]
@@ -92,7 +92,7 @@ def test_mlflow_holds_every_trial(finished: Finished) -> None:
         assert tags["corpus_hash"] == facts["corpus_hash"]
         assert tags["vocabulary_hash"] == facts["vocabulary_hash"]
         assert tags["git_commit"] == finished.commit
-        assert run.info.end_time >= run.info.start_time
+        assert seen.info.end_time >= seen.info.start_time
     assert shown[0].data.params["schedule"] == "cosine_restarts"
     description = experiment.tags["mlflow.note.content"]
     assert "complete" in description
@@ -111,9 +111,7 @@ def test_the_printed_command_repeats_the_best_trial_to_the_bit(finished: Finishe
     )
     (written,) = tmp_path.glob("*/epochs.jsonl")
     again = [json.loads(line) for line in written.read_text(encoding="utf-8").splitlines()]
-    show = [sys.executable, "-m", "sweeps.cli", "show", f"tiny/{best['number']}", "--json", "--home", finished.home]
-    answer = subprocess.run(show, cwd=tmp_path, check=True, capture_output=True, text=True, encoding="utf-8")
-    epochs = json.loads(answer.stdout)["epochs"]
+    epochs = run(finished.home, tmp_path, "show", f"tiny/{best['number']}", "--json").result()["epochs"]
     assert [{"epoch": e["epoch"], **e["metrics"]} for e in again] == [
         {"epoch": e["epoch"], **{key: e.get(key) for key in METRICS}} for e in epochs
     ]
@@ -148,6 +146,7 @@ def test_the_same_command_again_finishes_at_once(finished: Finished, tmp_path: P
     again = run(home, finished.folder, "run", finished.spec, "--json").result()
     moved = {"tracking_uri", "ui_command", "best"}  # they name the home
     assert {k: v for k, v in again.items() if k not in moved} == {k: v for k, v in first.items() if k not in moved}
+    assert read(home)[0].seconds == read(finished.home)[0].seconds, "the budget of hours was spent on nothing"
     check_everything_arrived(home)
 
 

@@ -113,7 +113,7 @@ def test_an_interrupted_sweep_ends_cleanly_and_goes_on_as_if_nothing_had_been(
     asked = time.monotonic()
     assert command.wait(60) == 130, command.words()
     assert time.monotonic() - asked < 30
-    assert not living(home)
+    until_gone(home)
     sweep, trials, epochs = read(home)
     assert sweep.state == "PAUSED"
     assert sweep.runner is None
@@ -136,12 +136,25 @@ def test_an_interrupted_sweep_ends_cleanly_and_goes_on_as_if_nothing_had_been(
 
 @POSIX
 @pytest.mark.slow
-def test_a_second_interrupt_is_not_needed_while_everything_starts(home: Path, tmp_path: Path) -> None:
+def test_ctrl_c_while_the_corpus_is_made(home: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, corpus={"generated": {"train": 20_000}})
+    command = start(home, tmp_path, "run", spec, "--json")
+    command.until(lambda: list(home.glob("corpora/.generating-*/corpus/features/train/*.npz")))
+    command.interrupt()
+    assert command.wait(30) == 130, command.words()
+    until_gone(home)
+    assert "Traceback" not in command.words()
+    assert not list((home / "corpora").iterdir())
+
+
+@POSIX
+@pytest.mark.slow
+def test_ctrl_c_while_server_and_workers_start(home: Path, tmp_path: Path) -> None:
     command = start(home, tmp_path, "run", write_spec(tmp_path, **LONG), "--json")
     command.until(lambda: trials_now(home))
     command.interrupt()
     assert command.wait(60) == 130, command.words()
-    assert not living(home)
+    until_gone(home)
     assert "Traceback" not in command.words()
     assert not [t for t in trials_now(home) if t.state == "RUNNING"]
 
@@ -173,7 +186,7 @@ def test_a_killed_worker_is_replaced(home: Path, tmp_path: Path, count: int) -> 
     command = begun(home, spec)
     workers(command)[0].kill()
     assert command.wait() == 0, command.words()
-    assert not living(home)
+    until_gone(home)
     sweep, trials, _ = read(home)
     assert sweep.state == "COMPLETE"
     assert [t.number for t in trials] == [0, 1, 2]
@@ -198,7 +211,7 @@ def test_a_live_sweep_is_not_run_twice(home: Path, tmp_path: Path) -> None:
         command.interrupt()
         ended = command.wait(60)
     assert ended == 130
-    assert not living(home)
+    until_gone(home)
 
 
 @POSIX
@@ -212,7 +225,7 @@ def test_a_sweep_outlives_its_mlflow_server(home: Path, tmp_path: Path) -> None:
         process.kill()
     assert command.wait() == 0, command.words()
     assert "MLflow" in command.stderr.read_text(encoding="utf-8")
-    assert not living(home)
+    until_gone(home)
     assert command.result()["counts"]["COMPLETE"] + command.result()["counts"]["PRUNED"] == 3
     run(home, tmp_path, "run", spec, "--json")
     check_everything_arrived(home)
@@ -235,5 +248,5 @@ def test_a_given_server_may_go_away_and_come_back(home: Path, tmp_path: Path) ->
         assert len(read(home)[1]) == 12
         check_everything_arrived(home, uri)
     assert not (home / "mlflow").exists()
-    assert not living(home)
+    until_gone(home)
     shutil.rmtree(tmp_path / "given")

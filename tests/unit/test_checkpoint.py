@@ -80,9 +80,18 @@ def test_a_write_that_is_interrupted_leaves_the_old_one_whole(tmp_path: Path, mo
 
 def test_what_did_not_reach_the_disk_never_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (order.append("fsync"), fsync(descriptor)))
-    monkeypatch.setattr(Path, "replace", lambda self, target: (order.append("replace"), replace(self, target))[1])
+
+    def watch(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def watched(*arguments: Any) -> Any:
+            order.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(os, "fsync")
+    watch(Path, "replace")
     save_checkpoint(tmp_path / "last.pt", STATE)
     assert order == ["fsync", "replace"]
 

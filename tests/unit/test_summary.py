@@ -1,0 +1,232 @@
+"""What a sweep came to, in words, in JSON and as a command."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.__main__ import parser
+from model.data import CorpusConfig
+from model.types import TrainingConfig
+from sweeps.spec import SweepSpec
+from sweeps.states import TrialState
+from sweeps.summary import (
+    DESCRIPTION_LENGTH,
+    best_trial,
+    config_of,
+    description,
+    powershell_line,
+    result,
+    sentence_about,
+    train_command,
+)
+from tests.rows import sweep_row, trial_row
+
+SPEC = SweepSpec.model_validate({"name": "s", "corpus": "x"})
+CORPUS = CorpusConfig(path=Path("/data/x"))
+
+
+def parsed(command: str) -> tuple[Any, TrainingConfig]:
+    """What `python -m model` makes of the command, typed into a POSIX shell."""
+    words = shlex.split(command)
+    assert words[1:4] == ["-m", "model", "train"]
+    arguments = parser().parse_args(words[3:])
+    return arguments, TrainingConfig.model_validate({n: getattr(arguments, n) for n in TrainingConfig.model_fields})
+
+
+@pytest.fixture(autouse=True)
+def posix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.summary.sys.platform", "linux")
+
+
+configs = st.builds(
+    TrainingConfig,
+    epochs=st.integers(1, 500),
+    learning_rate=st.floats(5e-324, 10),
+    weight_decay=st.floats(0, 1e300),
+    clip_norm=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+    warmup_start_factor=st.floats(0, 1, exclude_min=True),
+    warmup_epochs=st.floats(0, 100),
+    dropout=st.floats(0, 1, exclude_max=True),
+    schedule=st.sampled_from(["cosine_restarts", "plateau", "step", "constant"]),
+    patience=st.integers(1, 100),
+    patience_starts=st.sampled_from(["takeoff", "epoch1"]),
+    seed=st.integers(0, 2**32 - 1),
+    data_seed=st.integers(0, 2**32 - 1),
+    threads=st.integers(1, 8),
+    device=st.sampled_from(["auto", "cpu", "cuda"]),
+)
+
+
+@settings(max_examples=50)
+@given(configs)
+def test_the_command_is_the_config_to_the_bit(config: TrainingConfig) -> None:
+    assert parsed(train_command(config, CORPUS, Path("out")))[1] == config
+
+
+def test_seeds_and_threads_stand_there_even_at_their_defaults() -> None:
+    command = train_command(TrainingConfig(), CORPUS, Path("out"))
+    assert command.endswith("--data_dir /data/x --seed 0 --data_seed 0 --threads 1 --output_dir out")
+
+
+ODD = ["with space", "it's", 'say "hi"', "$HOME", "back\\slash", "*?;&|<>()", "ü 手", "#x", "tab\tx", "-dash"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_paths_survive_the_shell(name: str) -> None:
+    folder = Path("/data") / name
+    corpus = CorpusConfig(
+        path=folder,
+        annotations=folder / "csv",
+        vocabulary=folder / "v.txt",
+        filter="phoenix-si5",
+        modalities={"pose": 99, "hands": 126},
+    )
+    arguments, _ = parsed(train_command(TrainingConfig(), corpus, Path(f"out {name}")))
+    assert (arguments.data_dir, arguments.annotations, arguments.vocabulary) == (
+        folder,
+        folder / "csv",
+        folder / "v.txt",
+    )
+    assert (arguments.filter, arguments.modalities) == ("phoenix-si5", "pose=99,hands=126")
+    assert arguments.output_dir == Path(f"out {name}")
+
+
+def powershell_words(line: str) -> list[str]:
+    """The words PowerShell finds in a line of plain and single-quoted ones."""
+    words = re.findall(r"(?:'(?:[^']|'')*'|[^\s'])+", line)
+    return [word[1:-1].replace("''", "'") if word.startswith("'") else word for word in words]
+
+
+def test_on_windows_it_is_a_line_for_powershell() -> None:
+    words = [
+        "C:\\Program Files\\python.exe",
+        "-m",
+        "model",
+        "--data_dir",
+        "C:\\it's $mine",
+        "pose=99,hands=126",
+        "1e-05",
+    ]
+    line = powershell_line(words)
+    assert line == "& 'C:\\Program Files\\python.exe' -m model --data_dir 'C:\\it''s $mine' 'pose=99,hands=126' 1e-05"
+    assert powershell_words(line) == ["&", *words]
+    assert powershell_line(["python", "-m", "model", "C:\\data\\x", "ü"]) == "python -m model C:\\data\\x ü"
+
+
+@settings(max_examples=100)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1), min_size=1))
+def test_no_word_breaks_out_of_powershells_quotes(words: list[str]) -> None:
+    line = powershell_line(["python", *words])
+    assert powershell_words(line) == ["python", *words]
+    bare = re.sub(r"'(?:[^']|'')*'", "", line)
+    assert not set(bare) & set('$`;|&<>(){}@,"#*?%!')
+
+
+def test_the_interpreter_is_named_in_full_where_no_environment_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
+    def words(found: str | None) -> list[str]:
+        monkeypatch.setattr(shutil, "which", lambda name: found)
+        return shlex.split(train_command(TrainingConfig(), CORPUS, Path("out")))
+
+    assert words(None)[0] == sys.executable
+    assert words("/elsewhere/python")[0] == sys.executable
+    assert words(str(Path(sys.executable).parent / "python"))[0] == "python"
+
+
+# as JSON
+
+
+def some_trials() -> list[Any]:
+    return [
+        trial_row(0, TrialState.PRUNED, name="original", overrides={"schedule": "constant"}, best_wer=0.97, epochs=5,
+                  verdict="never_learned", reason="Not learning: ..."),
+        trial_row(1, TrialState.COMPLETE, name="fixed", best_wer=0.25, best_epoch=9, epochs=10, verdict="learned"),
+        trial_row(2, TrialState.COMPLETE, best_wer=0.25, best_epoch=7, epochs=10, verdict="learned"),
+        trial_row(3, TrialState.FAILED, reason="ValueError: a fault"),
+        trial_row(4, TrialState.WAITING, hyperparameters=None),
+    ]  # fmt: skip
+
+
+def test_the_result_is_strict_json_with_all_that_was_promised() -> None:
+    what = result(sweep_row(), some_trials(), SPEC, CORPUS, "sqlite:///m.db", "sweeps ui s")
+    assert json.loads(json.dumps(what, allow_nan=False)) == what
+    assert what.keys() >= {"sweep", "tracking_uri", "ui_command", "seconds", "best", "counts", "trials"}
+    assert what["seconds"] == 12.3
+    assert what["counts"] == {
+        "WAITING": 1, "RUNNING": 0, "COMPLETE": 2, "PRUNED": 1, "FAILED": 1, "CANCELLED": 0,
+    }  # fmt: skip
+    assert what["best"].keys() == {"number", "name", "wer", "hyperparameters", "command"}
+    assert (what["best"]["number"], what["best"]["name"], what["best"]["wer"]) == (1, "fixed", 0.25)
+    assert parsed(what["best"]["command"])[1] == config_of(SPEC, some_trials()[1])
+    assert [t["best_wer"] for t in what["trials"]] == [0.97, 0.25, 0.25, None, None]
+    promised = {"number", "name", "trial_state", "verdict", "reason", "best_wer", "epochs", "hyperparameters"}
+    assert all(t.keys() >= promised for t in what["trials"])
+
+
+def test_a_sweep_without_any_wer_has_no_best() -> None:
+    what = result(sweep_row(), [trial_row(0)], SPEC, CORPUS, "", "")
+    assert what["best"] is None
+    assert json.dumps(what, allow_nan=False)
+    assert best_trial([]) is None
+
+
+def test_a_trial_in_a_sentence() -> None:
+    assert sentence_about(trial_row(0, TrialState.PRUNED, reason="Because.")) == "Because."
+    assert sentence_about(trial_row(0, TrialState.RUNNING)) == "running after 0 epochs, no epoch yet"
+    assert sentence_about(trial_row(0, epochs=3, best_wer=0.5)) == "running after 3 epochs, best WER 50.0%"
+
+
+# as Markdown
+
+
+def table(text: str) -> list[list[str]]:
+    """The cells of the Markdown table, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [line.strip("|").split("|") for line in lines[2:]]
+
+
+def test_the_description_fits_a_tag_however_many_trials_there_are() -> None:
+    trials = [
+        trial_row(n, TrialState.PRUNED, name=f"trial-{n}" + "x" * 50, best_wer=n / 1000, reason="Not learning. " * 30)
+        for n in range(1000)
+    ]
+    text = description(sweep_row(), trials, SPEC, "python -m model train " + "--some option " * 40)
+    assert len(text) <= DESCRIPTION_LENGTH
+    rows = table(text)
+    assert {len(cells) for cells in rows} == {7}
+    assert [cells[0].split()[0] for cells in rows] == [str(n) for n in range(len(rows))], "the best ones"
+    assert len(rows) >= 5
+    assert text.endswith(f"The {1000 - len(rows)} other trials stand among the runs below.")
+    assert f"{1000} pruned of 20 trials" in text
+
+
+def test_thirty_short_ones_stand_in_it() -> None:
+    text = description(sweep_row(), [trial_row(n) for n in range(31)], SPEC, None)
+    assert len(table(text)) == 30
+    assert text.endswith("The 1 other trials stand among the runs below.")
+    text = description(sweep_row(), [trial_row(n) for n in range(30)], SPEC, None)
+    assert len(table(text)) == 30
+    assert "other trials" not in text
+
+
+def test_nothing_a_reason_holds_breaks_the_table() -> None:
+    reason = "ValueError: a | b\nsecond line\r\n| third |"
+    (cells,) = table(description(sweep_row(), [trial_row(0, TrialState.FAILED, reason=reason)], SPEC, None))
+    assert len(cells) == 7
+    assert cells[-1].strip() == "ValueError: a / b second line / third /"
+
+
+def test_a_sweep_without_trials_has_a_description() -> None:
+    text = description(sweep_row(), [], SPEC, None)
+    assert "no trial yet of 20 trials" in text
+    assert "92.0% WER" in text
+    assert table(text) == []

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import model.train
+from model.__main__ import main
+from model.checkpoint import load_checkpoint
+from model.ctc import CTCTrainer
+from model.data import Corpus, CorpusConfig, load_corpus
+from model.train import train
+from model.types import METRICS, EpochReport, Stopped, TrainingConfig, Value
+from tests.corpora import write_corpus
+
+TINY = TrainingConfig(epochs=3, hidden=16, channels=16, learning_rate=3e-3, device="cpu")
+FILES = ["best.pt", "config.json", "epochs.jsonl", "last.pt", "result.json", "vocabulary.txt"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("signs"))
+
+
+@pytest.fixture(scope="module")
+def corpus(folder: Path) -> Corpus:
+    return load_corpus(CorpusConfig(path=folder))
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def epochs(output: Path) -> list[dict[str, Any]]:
+    """The lines of epochs.jsonl without the time they took."""
+    lines = (output / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{**json.loads(line), "seconds": None} for line in lines]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, two = (load_checkpoint(path)["trainer"]["model"] for path in (a, b))
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# train()
+
+
+def test_a_run_writes_its_files(tmp_path: Path, corpus: Corpus) -> None:
+    seen: list[tuple[int, str]] = []
+    result = train(TINY, corpus, tmp_path / "run", lambda report, phase: seen.append((report.epoch, phase)))
+    output = tmp_path / "run"
+    assert sorted(p.name for p in output.iterdir()) == FILES
+    assert [number for number, _ in seen] == [1, 2, 3]
+    assert {phase for _, phase in seen} <= {"plateau", "learning"}
+    lines = epochs(output)
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert all(line["metrics"].keys() == METRICS.keys() for line in lines)
+    wers = [line["metrics"]["dev/wer"] for line in lines]
+    assert read_json(output / "result.json") == result
+    assert result["best_wer"] == min(wers)
+    assert result["best_epoch"] == wers.index(min(wers)) + 1
+    assert (result["ended"], result["epochs"]) == ("epochs", 3)
+    assert load_checkpoint(output / "best.pt")["trainer"]["epoch"] == result["best_epoch"]
+    assert load_checkpoint(output / "last.pt")["trainer"]["epoch"] == 3
+    facts = read_json(output / "config.json")
+    assert TrainingConfig.model_validate(facts["config"]) == TINY
+    assert (facts["corpus_hash"], facts["vocabulary_hash"]) == (corpus.hash, corpus.vocabulary.hash)
+    assert (output / "vocabulary.txt").read_text(encoding="utf-8").split() == list(corpus.vocabulary.glosses)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted")
+    train(TINY, corpus, output)
+    return output
+
+
+def test_going_on_after_a_stop_equals_never_stopping(tmp_path: Path, corpus: Corpus, uninterrupted: Path) -> None:
+    batches = iter(range(100))
+    with pytest.raises(Stopped):
+        train(TINY, corpus, tmp_path, should_stop=lambda: next(batches) >= 5)  # three batches an epoch, dev included
+    assert [line["epoch"] for line in epochs(tmp_path)] == [1]
+    assert not (tmp_path / "result.json").exists()
+    assert train(TINY, corpus, tmp_path) == read_json(uninterrupted / "result.json")
+    assert epochs(tmp_path) == epochs(uninterrupted)
+    assert same_weights(tmp_path / "last.pt", uninterrupted / "last.pt")
+    assert same_weights(tmp_path / "best.pt", uninterrupted / "best.pt")
+
+
+@pytest.mark.parametrize(
+    ("writer", "call"),
+    [*(("save_checkpoint", n) for n in range(1, 5)), ("_write_lines", 1), ("_write_lines", 3), ("_write_json", 2)],
+)
+def test_a_crash_while_writing_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Corpus, uninterrupted: Path, writer: str, call: int
+) -> None:
+    """The files of an epoch are written one by one; wherever a crash falls between them, going on mends all of them."""
+    calls, write = iter(range(1, 100)), getattr(model.train, writer)
+
+    def crashing(path: Path, content: Any) -> None:
+        if next(calls) == call:
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(model.train, writer, crashing)
+    with pytest.raises(OSError, match="No space"):
+        train(TINY, corpus, tmp_path)
+    monkeypatch.undo()
+    assert train(TINY, corpus, tmp_path) == read_json(uninterrupted / "result.json")
+    assert epochs(tmp_path) == epochs(uninterrupted)
+    assert same_weights(tmp_path / "last.pt", uninterrupted / "last.pt")
+    assert same_weights(tmp_path / "best.pt", uninterrupted / "best.pt")
+
+
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: CTCTrainer, should_stop: Callable[[], bool]) -> EpochReport:
+        raise AssertionError("an epoch was trained")
+
+    monkeypatch.setattr(CTCTrainer, "train_epoch", refuse)
+
+
+def test_a_finished_run_returns_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Corpus) -> None:
+    result = train(TINY.with_values({"epochs": 1}), corpus, tmp_path)
+    no_training(monkeypatch)
+    assert train(TINY.with_values({"epochs": 1}), corpus, tmp_path) == result
+
+
+def test_more_epochs_go_on_where_it_ended(tmp_path: Path, corpus: Corpus, uninterrupted: Path) -> None:
+    train(TINY.with_values({"epochs": 2}), corpus, tmp_path)
+    assert train(TINY, corpus, tmp_path) == read_json(uninterrupted / "result.json")
+    assert epochs(tmp_path) == epochs(uninterrupted)
+
+
+def test_a_run_of_another_config_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Corpus, uninterrupted: Path
+) -> None:
+    no_training(monkeypatch)
+    before = {p.name: p.read_bytes() for p in uninterrupted.iterdir()}
+    other = TINY.with_values({"learning_rate": 1e-4, "dropout": 0.3, "epochs": 9})
+    with pytest.raises(ValueError, match="differs in dropout, learning_rate; choose another --output_dir") as error:
+        train(other, corpus, uninterrupted)
+    assert str(uninterrupted) in str(error.value)
+    elsewhere = load_corpus(CorpusConfig(path=write_corpus(tmp_path / "other", seed=1)))
+    with pytest.raises(ValueError, match="differs in corpus;"):
+        train(TINY, elsewhere, uninterrupted)
+    assert {p.name: p.read_bytes() for p in uninterrupted.iterdir()} == before
+
+
+@pytest.mark.parametrize("state", [{"model": {}, "epoch": 7}, {"identity": "trial 3", "trainer": {}, "reports": []}])
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, corpus: Corpus, state: dict[str, Any]) -> None:
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"last\.pt: not a checkpoint of this trainer; choose another --output_dir"):
+        train(TINY, corpus, tmp_path)
+
+
+def test_a_run_that_never_sees_a_number_still_has_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Corpus
+) -> None:
+    trained = CTCTrainer.train_epoch
+
+    def all_skipped(self: CTCTrainer, should_stop: Callable[[], bool]) -> EpochReport:
+        report = trained(self, should_stop)
+        metrics = {name: float("nan") for name in report.metrics}
+        return EpochReport(report.epoch, report.step, metrics, report.steps_in_epoch, report.steps_in_epoch)
+
+    monkeypatch.setattr(CTCTrainer, "train_epoch", all_skipped)
+    result = train(TINY, corpus, tmp_path)
+    assert (result["verdict"], result["ended"], result["epochs"]) == ("diverged", "diverged", 1)
+    assert result["best_wer"] is None
+    assert set(epochs(tmp_path)[0]["metrics"].values()) == {None}  # JSON has no word for NaN
+
+
+# python -m model train
+
+SMALL = ["--hidden", "16", "--channels", "16", "--device", "cpu"]
+
+
+def seeds_command(data: Path, output: Path, dashes: bool = False) -> list[str]:
+    """The user's own command, with a smaller model and fewer epochs."""
+    options = {
+        "data_dir": data,
+        "output_dir": output,
+        "epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 0.0005,
+        "dropout": 0.1,
+        "early_stopping_patience": 30,
+    }
+    pairs = [(name.replace("_", "-") if dashes else name, str(value)) for name, value in options.items()]
+    return ["train", *(part for name, value in pairs for part in (f"--{name}", value)), *SMALL]
+
+
+@pytest.mark.parametrize("dashes", [False, True])
+def test_the_users_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], dashes: bool) -> None:
+    assert main(seeds_command(folder, tmp_path, dashes)) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert [line.split()[:2] for line in lines if line.startswith("epoch")] == [["epoch", "1"], ["epoch", "2"]]
+    assert str(tmp_path) in lines[-1]
+    config = read_json(tmp_path / "config.json")["config"]
+    assert {name: config[name] for name in ("epochs", "batch_size", "learning_rate", "dropout", "patience")} == {
+        "epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 0.0005,
+        "dropout": 0.1,
+        "patience": 30,
+    }
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES
+
+
+def test_every_field_is_an_option(tmp_path: Path, folder: Path) -> None:
+    values: dict[str, Value] = {
+        "schedule": "cosine_restarts",
+        "warmup_start_factor": 0.1,
+        "patience_starts": "epoch1",
+        "seed": 3,
+    }
+    config = TINY.with_values({**values, "epochs": 1})
+    options = [f"--{name}={value}" for name, value in config.changed().items()]
+    assert main(["train", "--data_dir", str(folder), "--output_dir", str(tmp_path), *options]) == 0
+    assert TrainingConfig.model_validate(read_json(tmp_path / "config.json")["config"]) == config
+
+
+def test_the_last_line_is_json_when_asked(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*seeds_command(folder, tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == read_json(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--data_dir", "nowhere"], ["nowhere", "no such folder"]),
+        (["--schedule", "cosine"], ["--schedule", "'cosine'", "cosine_restarts", "plateau"]),
+        (["--epochs", "many"], ["--epochs", "'many'", "--help"]),
+        (["--epochs", "0"], ["--epochs 0", "greater than or equal to 1"]),
+        (["--learning_rate", "-1"], ["--learning_rate -1.0", "greater than 0"]),
+        (["--learning_rate", "nan"], ["--learning_rate nan"]),
+        (["--dropout", "1"], ["--dropout 1.0", "less than 1"]),
+        (["--learningrate", "1"], ["--learningrate", "--help"]),
+        (["--filter", "nun"], ["--filter nun", "'nun'", "phoenix-si5"]),
+        (["--modalities", "pose:6"], ["--modalities pose:6", "NAME=WIDTH"]),
+        (["--modalities", "pose=5"], ["pose", "5", "6 dimensions"]),
+        (["--vocabulary", "nowhere.txt"], ["nowhere.txt", "check the path"]),
+        (["--device", "cuda"], ["cuda", "auto or cpu"]),
+    ],
+)
+def test_a_mistake_gives_one_clear_line(
+    tmp_path: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    parts: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    no_training(monkeypatch)
+    code: object
+    try:
+        code = main([*seeds_command(folder, tmp_path / "run"), *options])
+    except SystemExit as exit_:  # argparse leaves so
+        code = exit_.code
+    assert code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Value error" not in err
+    for part in parts:
+        assert part in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--data_dir", "somewhere"])
+    err = capsys.readouterr().err
+    assert "--output_dir" in err
+    assert err.count("\n") == 1
+
+
+def test_another_config_in_the_same_folder_is_said_in_one_line(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(seeds_command(folder, tmp_path)) == 0
+    assert main([*seeds_command(folder, tmp_path), "--batch_size", "2"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "differs in batch_size" in err
+
+
+def test_ctrl_c_keeps_the_last_whole_epoch(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(seeds_command(folder, whole)) == 0
+    loss_of, batches = CTCTrainer._loss, iter(range(100))
+
+    def interrupted(self: CTCTrainer, batch: Any) -> torch.Tensor:
+        if next(batches) == 3:  # in the middle of epoch 2
+            raise KeyboardInterrupt
+        return loss_of(self, batch)
+
+    monkeypatch.setattr(CTCTrainer, "_loss", interrupted)
+    capsys.readouterr()
+    assert main(seeds_command(folder, cut)) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+    assert load_checkpoint(cut / "last.pt")["trainer"]["epoch"] == 1
+    assert [p.name for p in cut.glob("*.part")] == []
+    monkeypatch.undo()
+    assert main(seeds_command(folder, cut)) == 0
+    assert epochs(cut) == epochs(whole)
+    assert same_weights(cut / "last.pt", whole / "last.pt")
+
+
+def test_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    for name in (*TrainingConfig.model_fields, "early_stopping_patience", "output-dir"):
+        assert f"--{name}" in out
