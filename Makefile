@@ -12,8 +12,9 @@ help:  ## what is here
 # The stamp holds what was installed from: a changed pin installs again.
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with PYTHON=...")'
+	@echo "Installing into $(VENV): some minutes, about 2 GB."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(VENV)/installed  ## the main job on the generated corpus: a sweep in about five minutes (ARGS=--json ...)

@@ -133,7 +133,7 @@ class CTCTrainer:
         )
 
     def measure_epoch_seconds(self, steps: int = 4) -> float:
-        """Seconds an epoch will take, from a few training steps whose gradients are thrown away (dev not counted)."""
+        """Seconds an epoch will take, from a few training steps whose gradients are thrown away, and dev once."""
         self.model.train()
         n, size = len(self.corpus.train), self.config.batch_size
         order = epoch_order(n, self.config.data_seed, 1)
@@ -143,7 +143,9 @@ class CTCTrainer:
             self._loss(make_batch(self.corpus.train, order[start : start + size])).backward()  # type: ignore[no-untyped-call]
             seconds.append(time.perf_counter() - began)
         self.model.zero_grad(set_to_none=True)
-        return float(np.median(seconds)) * n / size
+        began = time.perf_counter()
+        self.evaluate(self.corpus.dev)
+        return float(np.median(seconds)) * n / size + time.perf_counter() - began
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         features = torch.from_numpy(batch.features).to(self.device)

@@ -288,7 +288,7 @@ def load_corpus(
         )
         notes += _notes(s, facts["splits"][s.name], stride)
     if "test" not in splits:
-        notes.append("There is no test split: it takes both a CSV and a folder of features.")
+        notes.append("No test split, which is optional (a CSV and a folder of features would make one).")
     if unused := set(vocabulary.glosses[1:]).difference(*words["train"]):
         notes.append(f"{len(unused)} of {len(vocabulary) - 1} glosses of the vocabulary never occur in train.")
     if constant.any():

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from model.checkpoint import load_checkpoint, save_checkpoint
 from model.types import EpochReport, Trainer
 
 log = logging.getLogger(__name__)
@@ -20,6 +19,8 @@ def checkpoint_path(folder: Path, number: int, *, best: bool = False) -> Path:
 
 def save(path: Path, identity: str, trainer: Trainer, reports: Sequence[EpochReport]) -> None:
     """Write a checkpoint in place of the one before."""
+    from model.checkpoint import save_checkpoint  # with torch, which a process that only reads results can do without
+
     state = {"identity": identity, "trainer": trainer.state_dict(), "reports": [asdict(r) for r in reports]}
     save_checkpoint(path, state)
 
@@ -30,6 +31,8 @@ def resume(path: Path, identity: str, trainer: Trainer) -> list[EpochReport]:
     Args:
         identity: of the trial; a checkpoint that another trial left under this name is not taken.
     """
+    from model.checkpoint import load_checkpoint
+
     try:
         state = load_checkpoint(path)
     except FileNotFoundError:

@@ -181,7 +181,7 @@ def run_prepared(
                     file=sys.stderr,
                 )
             sweep = service.find_sweep(store, spec.name)
-            print_outcome(store, sweep, prepared, home, tracking_uri, tracking, as_json, words)
+            print_outcome(store, sweep, prepared, home, database, tracking_uri, tracking, as_json, words)
             if not stop.is_set() and not as_json and display.interactive() and tracking.pages:
                 print("\nThe dashboard stays open until Enter or Ctrl-C.", flush=True)
                 wait_for_enter(stop)
@@ -244,13 +244,14 @@ def print_outcome(
     sweep: SweepRow,
     prepared: service.Prepared,
     home: Home,
+    database: str | None,
     given_uri: str | None,
     tracking: Tracking,
     as_json: bool,
     words: TextIO,
 ) -> None:
     rows = store.trials(sweep.id)
-    command = " ".join(service.ui_words(sweep.name, home, given_uri and without_credentials(given_uri)))
+    command = service.ui_command(sweep.name, home, database, given_uri)
     stays = (display.interactive() and not as_json) or given_uri
     link = f"{dashboard(store, sweep, tracking)}\n  " if stays else ""
     display.print_summary(
@@ -308,6 +309,7 @@ def show(
     path: Annotated[str | None, typer.Argument(metavar="[SWEEP[/TRIAL]]", help="A trial by number or name")] = None,
     home: HomeOption = None,
     database: DatabaseOption = None,
+    tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List sweeps, or show one sweep, or one trial with its epochs."""
@@ -326,9 +328,10 @@ def show(
         else:
             sweep = service.find_sweep(store, path)
             spec, corpus = service.spec_of(sweep), service.corpus_of(sweep)
-            words = " ".join(service.ui_words(sweep.name, where, None))
+            words = service.ui_command(sweep.name, where, database, tracking_uri)
+            uri = without_credentials(tracking_uri) if tracking_uri else store_uri(where.mlflow)
             rows = store.trials(sweep.id)
-            what = result(sweep, rows, spec, corpus, store_uri(where.mlflow), words)
+            what = result(sweep, rows, spec, corpus, uri, words)
             if as_json:
                 print(json.dumps(what, allow_nan=False))
             else:
@@ -417,6 +420,10 @@ def plan_report(prepared: service.Prepared, home: Home) -> dict[str, Any]:
     }
 
 
+def duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes" if hours > 0.03 else "under 2 minutes"
+
+
 def print_plan(report: dict[str, Any], out: TextIO) -> None:
     corpus = report["corpus"]
     sentences = ", ".join(f"{n} {split}" for split, n in corpus["sentences"].items())
@@ -430,9 +437,9 @@ def print_plan(report: dict[str, Any], out: TextIO) -> None:
         f"space      {'; '.join(space)}",
         f"trials     {report['budget']['trials']} on {report['workers']} workers, of these named: "
         + (", ".join(report["first_trials"]) or "none"),
-        f"student    {report['parameters'] / 1e6:.2f} M parameters, about {report['seconds_per_epoch']:.1f} s of "
-        "training an epoch (measured on a few untrained steps; evaluation not counted)",
-        f"cost       at most {report['epochs_at_most']} epochs, {report['hours_at_most']:.2f} hours, if nothing is "
+        f"student    {report['parameters'] / 1e6:.2f} M parameters, about {report['seconds_per_epoch']:.1f} s an epoch "
+        "(measured on a few untrained steps)",
+        f"cost       at most {report['epochs_at_most']} epochs, {duration(report['hours_at_most'])}, if nothing is "
         f"pruned; {report['disk_bytes'] / 1e6:.0f} MB of disk",
         "dry run: nothing was trained",
     ]
@@ -445,6 +452,7 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # the mirror says itself, in one line, that MLflow is away
     try:
         app()
     except (SweepError, CorpusError, TrackingUnavailable, TrackingRefused, ServerDidNotStart, ValueError) as error:

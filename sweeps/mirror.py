@@ -26,6 +26,8 @@ STATUS: Mapping[TrialState, RunStatus] = {
 }
 
 DESCRIBE_SECONDS = 5.0
+PAUSE_SECONDS = 1.0
+"""Between two passes; doubled, to 30 s at most, after each one that failed."""
 
 
 class Mirror:
@@ -81,17 +83,17 @@ class Mirror:
                 return False
             except TrackingUnavailable as error:
                 self.trouble = str(error)
-                time.sleep(1)
+                time.sleep(PAUSE_SECONDS)
             if time.monotonic() > deadline:
                 self.trouble = self.trouble or f"more was waiting than {seconds:.0f} s sufficed for"
                 return False
 
     def _keep_shipping(self) -> None:
-        pause = 1.0
+        pause = PAUSE_SECONDS
         while not self._stop.wait(pause):
             try:
                 self.ship()
-                self.trouble, pause = "", 1.0
+                self.trouble, pause = "", PAUSE_SECONDS
             except TrackingUnavailable as error:
                 self.trouble, pause = str(error), min(2 * pause, 30.0)
             except Exception as error:  # the sweep goes on without its mirror; what was missed is shipped next time

@@ -2,8 +2,8 @@
 
 In the plateau before takeoff WER is no evidence: at epoch 3 healthy runs show 100 % as well. There a trial is
 stopped only if it is futile: the siblings that took off say how much cumulative learning rate ("LR-time") they had
-an epoch before, and how far their log-probs then moved with time; if a trial will come
-nowhere near either within its epochs, it goes. After takeoff the best WER so far is compared, at rungs counted from takeoff.
+an epoch before, and how far their log-probs then moved with time; a trial that will come nowhere near either within
+its epochs goes. After takeoff the best WER so far is compared, at rungs counted from takeoff.
 """
 
 from __future__ import annotations

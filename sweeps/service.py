@@ -15,6 +15,8 @@ from sweeps.records import PlannedTrial, SweepRow, TrialRow
 from sweeps.settings import Home
 from sweeps.spec import SpecError, SweepSpec, differing_paths, digest
 from sweeps.store import Store
+from sweeps.summary import shell_line
+from tracking.links import without_credentials
 
 Progress = Callable[[str, int, int], None]
 
@@ -72,8 +74,10 @@ def open_sweep(store: Store, prepared: Prepared) -> SweepRow:
         return store.create_sweep(
             spec.name, content, digest(identity), spec.budget.model_dump(), prepared.facts, planned
         )
-    if known.digest != digest(identity):
-        raise SpecChanged(spec.name, differing_paths(_identity(spec_of(known), known.facts), identity))
+    # Not by digest: a field that a newer version adds, at its default, is no difference.
+    differing = differing_paths(_identity(spec_of(known), known.facts), identity)
+    if differing:
+        raise SpecChanged(spec.name, differing)
     store.update_budget(known.id, spec.budget.model_dump())
     return find_sweep(store, spec.name)
 
@@ -163,9 +167,13 @@ def load_home_store(home: Home, database: str | None) -> Store:
     return Store(database or home.database_url)
 
 
-def ui_words(name: str, home: Home, tracking_uri: str | None) -> list[str]:
-    """The command that opens a sweep's dashboard again."""
+def ui_command(name: str, home: Home, database: str | None, tracking_uri: str | None) -> str:
+    """The command that opens a sweep's dashboard again. Passwords are left out: the environment has them."""
     words = ["sweeps", "ui", name]
     if home.root != Path(".sweeps").resolve():
         words += ["--home", str(home.root)]
-    return words + (["--tracking-uri", tracking_uri] if tracking_uri else [])
+    if database:
+        words += ["--database", without_credentials(database)]
+    if tracking_uri:
+        words += ["--tracking-uri", without_credentials(tracking_uri)]
+    return shell_line(words)

@@ -55,6 +55,11 @@ def train_command(config: TrainingConfig, corpus: CorpusConfig, output: Path) ->
     for name, value in chosen.items():
         words += [f"--{name}", repr(value) if isinstance(value, float) else str(value)]
     words += ["--output_dir", str(output)]
+    return shell_line(words)
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """The words as one line for this system's shell."""
     return powershell_line(words) if sys.platform == "win32" else shlex.join(words)
 
 
@@ -115,9 +120,13 @@ def sentence_about(trial: TrialRow) -> str:
     return f"{trial.state.value.lower()} after {trial.epochs} epochs, {wer}"
 
 
+SHORT = {"learning_rate": "lr", "warmup_start_factor": "start"}
+"""What two long names are called where room is scarce."""
+
+
 def parameters(trial: TrialRow) -> str:
     """Hyperparameters and overrides, short."""
-    values = {**(trial.hyperparameters or {}), **trial.overrides}
+    values = {SHORT.get(k, k): v for k, v in {**(trial.hyperparameters or {}), **trial.overrides}.items()}
     return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
 
 

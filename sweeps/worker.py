@@ -63,6 +63,7 @@ def worker_process(job: Job, pipe: Connection) -> None:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=_listen, args=(pipe, stop), name="listen", daemon=True).start()

@@ -73,8 +73,9 @@ def workers(command: Command) -> list[psutil.Process]:
 
 
 def servers(home: Path) -> list[psutil.Process]:
-    """The local MLflow server's processes, but for the supervisor above them."""
-    return [p for p in living(home) if "mlflow" in p.cmdline() and "tracking.server" not in p.cmdline()]
+    """The local MLflow server's processes, without the supervisor above them."""
+    supervisors = [p for p in living(home) if "tracking.server" in p.cmdline()]
+    return [child for p in supervisors for child in p.children(recursive=True)]
 
 
 def test_a_process_that_ended_is_dead_even_while_nobody_has_waited_for_it() -> None:

@@ -58,7 +58,7 @@ def test_a_corpus_in_one_folder(tmp_path: Path) -> None:
     assert corpus.train.lengths.tolist() == [40] * 6
     assert corpus.train.feasible.all()
     assert len(corpus.dev) == 3
-    assert corpus.notes == ("There is no test split: it takes both a CSV and a folder of features.",)
+    assert corpus.notes == ("No test split, which is optional (a CSV and a folder of features would make one).",)
     json.dumps(corpus.facts)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from model.types import METRICS, EpochReport, TrainingConfig
 from sweeps.pruning import FIRST_RUNG, Curve, Decision, decide
-from tests.curves import CONSTANT_WER, report, run, without_metrics
+from tests.curves import CONSTANT_WER, STEPS, report, run, without_metrics
 
 EPOCHS = 24
 
@@ -70,6 +70,15 @@ def test_neither_condition_of_futility_is_enough() -> None:
     low = TOO_LOW[0]
     assert first_decision(shaped((low[0], 1.0, None, 1.0)), SIBLINGS, low[0]) is None, "its outputs move with time"
     assert first_decision(shaped((1e-3, 0.02, None, 1.0)), SIBLINGS, 1e-3, epochs=20) is None, "its rate is enough"
+
+
+@pytest.mark.parametrize(("share", "stopped"), [(0.3, True), (0.35, True), (0.45, False), (0.6, False), (0.9, False)])
+def test_a_run_that_will_have_what_healthy_ones_differ_by_is_kept(share: float, stopped: bool) -> None:
+    # LR-time at takeoff differs 2.5-fold between healthy runs: 40 % of the quickest sibling's may do.
+    quickest = run(EPOCHS, 1e-3, takeoff=9, spread_at_3=0.375)  # before takeoff: 0.48 of LR-time, a spread of 1 nat
+    curve = run(EPOCHS, share * 0.48 / (EPOCHS * STEPS), spread_at_3=share * 3 / EPOCHS)
+    decision = first_decision(curve, [quickest], curve[-1].metrics["optim/lr"])
+    assert (decision is not None) == stopped
 
 
 def test_a_warm_up_is_judged_by_the_rate_it_leads_to() -> None:
