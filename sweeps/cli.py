@@ -57,6 +57,9 @@ TrackingOption = Annotated[
         help="MLflow server to use. Default: a local one is started, its database in home",
     ),
 ]
+MIRROR_SECONDS = 20.0
+"""What the mirror gets at the end to ship the rest."""
+
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line on stdout is one JSON object")]
 
 
@@ -154,32 +157,33 @@ def run_prepared(
     """Run the sweep, print what it came to, keep the dashboard open for a person; returns the exit code."""
     spec = prepared.spec
     me = this_runner()
-    runner.take(store, sweep, me)  # before a server is started for nothing
+    runner.take(store, sweep, me)  # before a server is started for nothing, and before anything of it is changed
     try:
+        store.update_budget(sweep.id, spec.budget.model_dump())
+        sweep = service.find_sweep(store, spec.name)
+        if not runner.has_work(sweep, store.trials(sweep.id)):
+            store.release_runner(sweep.id, me.id)  # looking at a finished sweep spends none of its hours
         with tracking_server(home, tracking_uri) as tracking:
             mirror = make_mirror(store, sweep, prepared, tracking)
-            if runner.has_work(sweep, store.trials(sweep.id)):
-                mirror.ship()  # a refusal (a deleted experiment, say) shows before anything is trained
-                print(f"dashboard: {dashboard(store, sweep, tracking)}", file=words, flush=True)
-                job = Job(
-                    worker="",
-                    database_url=store.url,
-                    sweep=spec.name,
-                    spec=spec,
-                    corpus=prepared.corpus_config,
-                    corpus_hash=prepared.corpus.hash,
-                    checkpoints=home.checkpoints(spec.name),
-                    scans=home.scans,
-                    log=home.logs(spec.name),
-                )
-                with display.view(store.epochs, plain=as_json, out=words) as view:
-                    runner.run(store, sweep, spec, job, me, mirror, view, stop)
-            if not mirror.finish(20.0):
-                print(
-                    f"warning: MLflow did not take everything ({mirror.trouble}); the rest is kept and shipped when "
-                    "this sweep is run again",
-                    file=sys.stderr,
-                )
+            try:
+                if runner.has_work(sweep, store.trials(sweep.id)):
+                    mirror.ship()  # a refusal (a deleted experiment, say) shows before anything is trained
+                    print(f"dashboard: {dashboard(store, sweep, tracking)}", file=words, flush=True)
+                    job = Job(
+                        worker="",
+                        database_url=store.url,
+                        sweep=spec.name,
+                        spec=spec,
+                        corpus=prepared.corpus_config,
+                        corpus_hash=prepared.corpus.hash,
+                        checkpoints=home.checkpoints(spec.name),
+                        scans=home.scans,
+                        log=home.logs(spec.name),
+                    )
+                    with display.view(store.epochs, plain=as_json, out=words) as view:
+                        runner.run(store, sweep, spec, job, me, mirror, view, stop)
+            finally:
+                finish_mirror(mirror)
             sweep = service.find_sweep(store, spec.name)
             print_outcome(store, sweep, prepared, home, database, tracking_uri, tracking, as_json, words)
             if not stop.is_set() and not as_json and display.interactive() and tracking.pages:
@@ -190,6 +194,12 @@ def run_prepared(
     if sweep.state == "FAILED":
         return 1
     return 130 if stop.is_set() and sweep.state == "PAUSED" else 0
+
+
+def finish_mirror(mirror: Mirror) -> None:
+    if not mirror.finish(MIRROR_SECONDS):
+        rest = "; what could not be sent is kept, and sent when this sweep is run again" if not mirror.refused else ""
+        print(f"warning: MLflow did not take everything ({mirror.trouble}){rest}", file=sys.stderr)
 
 
 def make_mirror(store: Store, sweep: SweepRow, prepared: service.Prepared, tracking: Tracking) -> Mirror:
@@ -208,7 +218,7 @@ def make_mirror(store: Store, sweep: SweepRow, prepared: service.Prepared, track
 
     def describe() -> str:
         now, rows = service.find_sweep(store, sweep.name), store.trials(sweep.id)
-        return description(now, rows, prepared.spec, best_command(now, store, prepared))
+        return description(now, rows, best_command(now, store, prepared))
 
     return Mirror(store, sweep, prepared.spec, tags, open_, describe)
 
@@ -458,6 +468,10 @@ def main() -> None:
     except (SweepError, CorpusError, TrackingUnavailable, TrackingRefused, ServerDidNotStart, ValueError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}; free or correct that place, or name another", file=sys.stderr)
         sys.exit(2)
 
 

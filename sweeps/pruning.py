@@ -8,8 +8,10 @@ its epochs goes. After takeoff the best WER so far is compared, at rungs counted
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from statistics import median
 
 from model.diagnosis import Verdict, best_epoch, takeoff_epoch
@@ -79,23 +81,23 @@ def _futile(curve: Curve, took_off: Sequence[tuple[int, Curve]], config: Trainin
     """Rate too low: neither its LR-time nor its time spread will come near a takeoff in the epochs left."""
     now = curve[-1]
     # Their last epoch in the plateau: takeoff came somewhere in the next one. Who left in epoch 1 tells nothing.
-    before_takeoff = [s[at - 2] for at, s in took_off if at > 1]
-    if not before_takeoff:
-        return None
+    before_takeoff = [s[at - 2] for at, s in took_off if at > 1 and isfinite(s[at - 2].metrics["spread/time"])]
+    half = curve[(len(curve) - 1) // 2]
+    spread, before = now.metrics["spread/time"], half.metrics["spread/time"]
+    if not before_takeoff or not isfinite(spread) or not isfinite(before):
+        return None  # without its numbers the rule does not judge
     left = config.epochs - now.epoch
     steps = now.step / now.epoch
     lr_time_end = now.lr_time + left * steps * config.learning_rate  # as if at its peak rate from here on
     lr_time_needed = min(r.lr_time for r in before_takeoff)
-
-    half = curve[(len(curve) - 1) // 2]
-    spread, before = now.metrics["spread/time"], half.metrics["spread/time"]
     growth = max(0.0, spread - before) / max(1, now.epoch - half.epoch)
     spread_end = spread + left * growth
     spread_needed = min(r.metrics["spread/time"] for r in before_takeoff)
 
-    rate = config.learning_rate * FUTILE_SHARE * lr_time_needed / lr_time_end
     if not (lr_time_end < FUTILE_SHARE * lr_time_needed and spread_end < FUTILE_SHARE * spread_needed):
         return None
+    # Every update was skipped so far, and no epoch is left: then no rate can be named.
+    rate = config.learning_rate * FUTILE_SHARE * lr_time_needed / lr_time_end if lr_time_end else math.inf
     return Decision(
         "futile",
         "never_learned",

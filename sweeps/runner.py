@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from threading import Event
@@ -22,6 +23,7 @@ from sweeps.worker import Job, tell, worker_process
 
 log = logging.getLogger(__name__)
 
+POLL_SECONDS = 0.25
 BEAT_SECONDS = 2.0
 STALE_SECONDS = 60.0
 """A runner of another host that has not beaten for so long is taken for dead."""
@@ -70,8 +72,8 @@ def run(
     """
     # Whoever held these trials is gone, or may no longer write: there is one runner.
     store.reap(sweep.id, dead_workers={t.worker for t in store.trials(sweep.id) if t.worker})
-    study = Study(job.database_url, spec)
-    study.fail_orphans(store.trials(sweep.id))
+    with closing(Study(job.database_url, spec)) as study:
+        study.fail_orphans(store.trials(sweep.id))
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
     mirror.start()
     workers: list[_Process] = []
@@ -81,7 +83,8 @@ def run(
     finally:
         _end(workers)
         store.reap(sweep.id, dead_workers={w.job.worker for w in workers})
-        tell(store, study, sweep.id)
+        with closing(Study(job.database_url, spec)) as study:
+            tell(store, study, sweep.id)
         _close(store, sweep.id, reason, stop.is_set())
         store.beat(sweep.id, runner.id)
         store.release_runner(sweep.id, runner.id)
@@ -99,28 +102,27 @@ def _watch(
     workers: list[_Process],
 ) -> str:
     """Keep `count` workers going; returns why that ended, empty if there was nothing left to do."""
-    started, deaths, epochs_at_death = 0, 0, -1
-    for _ in range(count):
-        workers.append(_start(replace(job, worker=f"{runner.id}/{started}")))
-        started += 1
-    beaten = 0.0
-    while any(w.process.is_alive() for w in workers) and not stop.wait(0.25):
+    workers += [_start(replace(job, worker=f"{runner.id}/{index}")) for index in range(count)]
+    started, deaths, epochs_at_death, beaten = count, 0, -1, 0.0
+    while not stop.wait(POLL_SECONDS):
         if time.monotonic() - beaten > BEAT_SECONDS:
             if not store.beat(sweep.id, runner.id):
                 stop.set()
                 return "another process runs this sweep now"
             store.reap(sweep.id)
             beaten = time.monotonic()
+        exits = [w.process.exitcode for w in workers]  # before the rows: what a worker wrote last is then among them
         trials = store.trials(sweep.id)
         view.update(_reread(store, sweep), trials, mirror.trouble and f"MLflow is away, rows wait: {mirror.trouble}")
-        for dead in [w for w in workers if w.process.exitcode not in (None, 0)]:
+        if all(code == 0 for code in exits):
+            return ""
+        for dead in [w for w, code in zip(workers, exits, strict=True) if code not in (None, 0)]:
             workers.remove(dead)
-            dead.process.join()
+            log.error("worker %s died with exit code %s", dead.job.worker, dead.process.exitcode)
             store.reap(sweep.id, dead_workers={dead.job.worker})
             epochs = sum(t.epochs for t in trials)
             deaths = deaths + 1 if epochs == epochs_at_death else 1
             epochs_at_death = epochs
-            log.error("worker %s died with exit code %s", dead.job.worker, dead.process.exitcode)
             if deaths >= FRUITLESS_DEATHS:
                 return (
                     f"{deaths} workers died in a row without a new epoch, the last with exit code "
@@ -128,7 +130,6 @@ def _watch(
                 )
             workers.append(_start(replace(job, worker=f"{runner.id}/{started}")))
             started += 1
-    view.update(_reread(store, sweep), store.trials(sweep.id), "")
     return ""
 
 

@@ -15,7 +15,7 @@ from sweeps.records import PlannedTrial, SweepRow, TrialRow
 from sweeps.settings import Home
 from sweeps.spec import SpecError, SweepSpec, differing_paths, digest
 from sweeps.store import Store
-from sweeps.summary import shell_line
+from sweeps.summary import program, shell_line
 from tracking.links import without_credentials
 
 Progress = Callable[[str, int, int], None]
@@ -60,7 +60,7 @@ def prepare(spec: SweepSpec, home: Home, progress: Progress | None = None) -> Pr
 
 
 def open_sweep(store: Store, prepared: Prepared) -> SweepRow:
-    """The sweep of that name, made if there is none; the budget of an existing one becomes the spec's.
+    """The sweep of that name, made if there is none. An existing one keeps its budget until it is this process's.
 
     Raises:
         SpecChanged: a sweep of that name was made from another spec or corpus.
@@ -78,8 +78,7 @@ def open_sweep(store: Store, prepared: Prepared) -> SweepRow:
     differing = differing_paths(_identity(spec_of(known), known.facts), identity)
     if differing:
         raise SpecChanged(spec.name, differing)
-    store.update_budget(known.id, spec.budget.model_dump())
-    return find_sweep(store, spec.name)
+    return known
 
 
 def _identity(spec: SweepSpec, facts: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +168,7 @@ def load_home_store(home: Home, database: str | None) -> Store:
 
 def ui_command(name: str, home: Home, database: str | None, tracking_uri: str | None) -> str:
     """The command that opens a sweep's dashboard again. Passwords are left out: the environment has them."""
-    words = ["sweeps", "ui", name]
+    words = [program("sweeps"), "ui", name]
     if home.root != Path(".sweeps").resolve():
         words += ["--home", str(home.root)]
     if database:

@@ -223,7 +223,11 @@ class SweepSpec(Section):
         """The named first trials: what the sampler would know them by, and what they override beyond that."""
         for name, values in self.first_trials.items():
             base = self.trainer.model_dump()
-            sampled = {key: values.get(key, base[key]) for key in self.space.ranges()}
+            # What a trial does not name is the trainer's value, moved into the space: so the sampler can learn from it.
+            sampled = {
+                key: values.get(key, min(max(base[key], bounds.low), bounds.high))
+                for key, bounds in self.space.ranges().items()
+            }
             overrides = {k: v for k, v in values.items() if k not in sampled and v != base[k]}
             yield PlannedValues(name, sampled, overrides, not overrides and self.space.contains(sampled))
 

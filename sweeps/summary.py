@@ -39,10 +39,7 @@ def best_trial(trials: Sequence[TrialRow]) -> TrialRow | None:
 
 def train_command(config: TrainingConfig, corpus: CorpusConfig, output: Path) -> str:
     """A command that trains exactly this, ready to paste into this system's shell."""
-    # `python`, if that is this environment's; else in full, so that it also runs where no environment is active.
-    on_path = shutil.which("python")
-    active = on_path is not None and Path(on_path).parent == Path(sys.executable).parent
-    words = ["python" if active else sys.executable, "-m", "model", "train", "--data_dir", str(corpus.path)]
+    words = [program("python"), "-m", "model", "train", "--data_dir", str(corpus.path)]
     for name in ("annotations", "vocabulary"):
         if getattr(corpus, name) is not None:
             words += [f"--{name}", str(getattr(corpus, name))]
@@ -56,6 +53,15 @@ def train_command(config: TrainingConfig, corpus: CorpusConfig, output: Path) ->
         words += [f"--{name}", repr(value) if isinstance(value, float) else str(value)]
     words += ["--output_dir", str(output)]
     return shell_line(words)
+
+
+def program(name: str) -> str:
+    """A program of this environment: by its name if the shell would find it, else in full."""
+    here = Path(sys.executable).parent
+    on_path = shutil.which(name)
+    if on_path is not None and Path(on_path).parent == here:
+        return name
+    return shutil.which(name, path=str(here)) or (sys.executable if name == "python" else name)
 
 
 def shell_line(words: Sequence[str]) -> str:
@@ -134,7 +140,7 @@ DESCRIPTION_LENGTH = 8000
 """What an MLflow tag holds."""
 
 
-def description(sweep: SweepRow, trials: Sequence[TrialRow], spec: SweepSpec, command: str | None) -> str:
+def description(sweep: SweepRow, trials: Sequence[TrialRow], command: str | None) -> str:
     """The sweep so far in Markdown, for the head of its MLflow experiment: as many trials as there is room for."""
     counts = Counter(t.state.value for t in trials)
     best = best_trial(trials)

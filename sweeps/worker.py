@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -85,11 +86,9 @@ def work(job: Job, stop: threading.Event) -> None:
     corpus = load_corpus(job.corpus, cache=job.scans)
     if corpus.hash != job.corpus_hash:
         raise ValueError(f"{corpus.folder}: changed since the sweep began; put it back, or begin another sweep")
-    store = Store(job.database_url)
-    try:
+    with closing(Store(job.database_url)) as store, closing(Study(job.database_url, job.spec)) as study:
         sweep = store.find_sweep(job.sweep)
         assert sweep is not None
-        study = Study(job.database_url, job.spec)
         while not stop.is_set():
             claim = store.claim(sweep.id, job.worker, job.lease_seconds)
             if claim is not None:
@@ -103,8 +102,6 @@ def work(job: Job, stop: threading.Event) -> None:
                 return
             else:  # another worker's trial may yet come back
                 stop.wait(IDLE_SECONDS)
-    finally:
-        store.close()
 
 
 def _over(store: Store, sweep_id: int) -> bool:

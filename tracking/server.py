@@ -311,10 +311,15 @@ def _supervise(command: Sequence[str]) -> int:
     """Run `command` until it ends, its tree until standard input closes; the command's exit status."""
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     root = psutil.Process(child.pid)
+    tree = {root}
+
+    def look() -> None:
+        with suppress(psutil.NoSuchProcess):
+            tree.update(root.children(recursive=True))
 
     def end_tree() -> None:
-        with suppress(psutil.NoSuchProcess):
-            _end([*root.children(recursive=True), root])
+        look()
+        _end(list(tree))
 
     def end_tree_with_parent() -> None:
         while os.read(sys.stdin.fileno(), 1):
@@ -327,7 +332,10 @@ def _supervise(command: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, on_sigterm)
     threading.Thread(target=end_tree_with_parent, daemon=True).start()
     try:
-        return child.wait()
+        while child.poll() is None:
+            look()  # while it lives: whoever outlives it has no parent to be found by
+            time.sleep(1)
+        return child.returncode
     finally:
         end_tree()
 

@@ -35,9 +35,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:D
 
 Tried = Callable[..., tuple[int, str, str]]
 
-KEYS = {"sweep", "tracking_uri", "ui_command", "seconds", "best", "counts", "trials"}
+# As docs/reference/json.md has them.
+KEYS = {"sweep", "state", "tracking_uri", "ui_command", "seconds", "constant_wer", "best", "counts", "trials"}
 BEST_KEYS = {"number", "name", "wer", "hyperparameters", "command"}
-TRIAL_KEYS = {"number", "name", "trial_state", "verdict", "reason", "best_wer", "epochs", "hyperparameters"}
+TRIAL_KEYS = {
+    "number",
+    "name",
+    "trial_state",
+    "verdict",
+    "reason",
+    "best_wer",
+    "epochs",
+    "hyperparameters",
+    "overrides",
+}
 SPACE = {"learning_rate", "warmup_start_factor", "dropout", "patience"}
 
 

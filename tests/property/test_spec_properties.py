@@ -85,7 +85,9 @@ def test_a_named_trial_trains_what_it_says(content: dict[str, Any], number: int)
     spec = SweepSpec.model_validate(content)
     for plan in spec.planned():
         config = spec.training(number, plan.hyperparameters, plan.overrides)
-        base = spec.trainer.model_dump() | spec.first_trials[plan.name]
+        trainer = spec.trainer.model_dump()
+        inside = {name: min(max(trainer[name], b.low), b.high) for name, b in spec.space.ranges().items()}
+        base = trainer | inside | spec.first_trials[plan.name]
         seeds = {"seed": config.seed, "data_seed": spec.seed}
         assert config == TrainingConfig.model_validate(base | seeds)
         assert plan.hyperparameters.keys() == spec.space.ranges().keys()

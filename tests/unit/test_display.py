@@ -44,9 +44,7 @@ def test_every_epoch_and_every_change_is_a_line_once() -> None:
     log = Log()
     assert log.update(trial_row(0, TrialState.WAITING)) == []
     assert log.update(trial_row(0, hyperparameters=None)) == []
-    assert log.update(trial_row(0)) == [
-        "trial 0: running  lr=0.001 start=1 dropout=0.1 patience=5"
-    ]
+    assert log.update(trial_row(0)) == ["trial 0: running  lr=0.001 start=1 dropout=0.1 patience=5"]
     log.rows = [epoch_row(1), epoch_row(2)]
     assert log.update(trial_row(0, epochs=2)) == [f"trial 0: {epoch_line(row)}" for row in log.rows]
     assert log.update(trial_row(0, epochs=2)) == []

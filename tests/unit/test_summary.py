@@ -199,7 +199,7 @@ def test_the_description_fits_a_tag_however_many_trials_there_are() -> None:
         trial_row(n, TrialState.PRUNED, name=f"trial-{n}" + "x" * 50, best_wer=n / 1000, reason="Not learning. " * 30)
         for n in range(1000)
     ]
-    text = description(sweep_row(), trials, SPEC, "python -m model train " + "--some option " * 40)
+    text = description(sweep_row(), trials, "python -m model train " + "--some option " * 40)
     assert len(text) <= DESCRIPTION_LENGTH
     rows = table(text)
     assert {len(cells) for cells in rows} == {7}
@@ -210,23 +210,23 @@ def test_the_description_fits_a_tag_however_many_trials_there_are() -> None:
 
 
 def test_thirty_short_ones_stand_in_it() -> None:
-    text = description(sweep_row(), [trial_row(n) for n in range(31)], SPEC, None)
+    text = description(sweep_row(), [trial_row(n) for n in range(31)], None)
     assert len(table(text)) == 30
     assert text.endswith("The 1 other trials stand among the runs below.")
-    text = description(sweep_row(), [trial_row(n) for n in range(30)], SPEC, None)
+    text = description(sweep_row(), [trial_row(n) for n in range(30)], None)
     assert len(table(text)) == 30
     assert "other trials" not in text
 
 
 def test_nothing_a_reason_holds_breaks_the_table() -> None:
     reason = "ValueError: a | b\nsecond line\r\n| third |"
-    (cells,) = table(description(sweep_row(), [trial_row(0, TrialState.FAILED, reason=reason)], SPEC, None))
+    (cells,) = table(description(sweep_row(), [trial_row(0, TrialState.FAILED, reason=reason)], None))
     assert len(cells) == 7
     assert cells[-1].strip() == "ValueError: a / b second line / third /"
 
 
 def test_a_sweep_without_trials_has_a_description() -> None:
-    text = description(sweep_row(), [], SPEC, None)
+    text = description(sweep_row(), [], None)
     assert "no trial yet of 20 trials" in text
     assert "92.0% WER" in text
     assert table(text) == []
