@@ -98,7 +98,7 @@ class SearchSpace(Section):
 
 class Sampler(Section):
     name: Literal["tpe", "random"] = "tpe"
-    startup_trials: int = Field(10, ge=1, description="tpe: so many trials are random before it learns")
+    startup_trials: int = Field(10, ge=1, description="tpe: so many trials are spread over the space before it learns")
 
 
 class Pruner(Section):

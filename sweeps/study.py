@@ -16,11 +16,12 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from scipy.stats import qmc
 
 from model.types import Hyperparameters, mixed_seed
 from sweeps import states
 from sweeps.records import TrialRow
-from sweeps.spec import IntRange, Sampler, SweepSpec
+from sweeps.spec import IntRange, Range, SweepSpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -52,25 +53,36 @@ def suggest(spec: SweepSpec, number: int, siblings: Sequence[TrialRow]) -> dict[
     itself. Trials outside the space, or with an override, are not shown to it; trials under way repel it (constant
     liar, against several workers trying one thing).
     """
-    distributions = _distributions(spec)
+    seen = [t for t in siblings if t.in_space and t.hyperparameters and t.number != number]
     seed = mixed_seed(spec.seed, "sampler", number)
-    study = optuna.create_study(sampler=_sampler(spec.sampler, seed))
-    study.add_trials(
-        [
-            _seen_by_sampler(trial, trial.hyperparameters, distributions)
-            for trial in siblings
-            if trial.in_space and trial.hyperparameters and trial.number != number
-        ]
-    )
+    if spec.sampler.name == "random":
+        sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
+    elif len(seen) < spec.sampler.startup_trials:
+        return _spread_out(spec, number)
+    else:
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True)
+    distributions = _distributions(spec)
+    study = optuna.create_study(sampler=sampler)
+    study.add_trials([_seen_by_sampler(trial, trial.hyperparameters or {}, distributions) for trial in seen])
     return study.ask(distributions).params
 
 
-def _sampler(sampler: Sampler, seed: int) -> optuna.samplers.BaseSampler:
-    if sampler.name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=sampler.startup_trials, multivariate=True, constant_liar=True
-    )
+def _spread_out(spec: SweepSpec, number: int) -> dict[str, Any]:
+    """Point `number` of a scrambled Halton sequence: ten such points cover each range, ten random ones leave holes.
+
+    Halton 1960; scrambling as in Owen 2017 (arXiv 1706.02808).
+    """
+    ranges = spec.space.ranges()
+    sequence = qmc.Halton(len(ranges), scramble=True, rng=mixed_seed(spec.seed, "startup"))
+    point = sequence.fast_forward(number).random(1)[0]
+    return {name: _at(bounds, share) for (name, bounds), share in zip(ranges.items(), point.tolist(), strict=True)}
+
+
+def _at(bounds: Range, share: float) -> float | int:
+    """The value at `share` (0 to 1) of a range."""
+    low, high = float(bounds.low), float(bounds.high) + isinstance(bounds, IntRange)
+    value = low * (high / low) ** share if bounds.log else low + share * (high - low)
+    return min(int(value) if isinstance(bounds, IntRange) else value, bounds.high)
 
 
 def _seen_by_sampler(
@@ -98,7 +110,9 @@ class Study:
     """One sweep's record in Optuna's tables. Every write is idempotent: recovery is doing it again."""
 
     def __init__(self, database_url: str, spec: SweepSpec) -> None:
-        engine = {"pool_pre_ping": True} if database_url.startswith("postgresql") else {}
+        # SQLite: wait for a writer as long as our own store does.
+        postgres = database_url.startswith("postgresql")
+        engine = {"pool_pre_ping": True} if postgres else {"connect_args": {"timeout": 30}}
         self._storage = optuna.storages.RDBStorage(database_url, engine_kwargs=engine)
         self._study = optuna.create_study(
             study_name=spec.name,
