@@ -140,12 +140,12 @@ def test_a_run_that_learns_too_slowly_is_stopped_at_the_first_rung() -> None:
 def test_wer_is_compared_at_rungs_alone() -> None:
     slow = late(0.6, takeoff=2)
     asked = [decide(slow[:n], THREE, config(1e-3), CONSTANT_WER, grace_epochs=1) for n in range(1, 24)]
-    assert [n for n, decision in enumerate(asked, start=1) if decision] == [2 + 4, 2 + 8, 2 + 16]
+    assert [n for n, decision in enumerate(asked, start=1) if decision] == [2 + FIRST_RUNG, 2 + 2 * FIRST_RUNG]
 
 
 @pytest.mark.parametrize("siblings", [0, 1, 2])
 def test_two_siblings_at_a_rung_decide_nothing(siblings: int) -> None:
-    assert first_decision(late(0.7), [*THREE[:siblings], late(0.2)[:7]], 1e-3) is None
+    assert first_decision(late(0.7), [*THREE[:siblings], late(0.2)[: 3 + FIRST_RUNG]], 1e-3) is None
 
 
 @pytest.mark.parametrize("best", [0.2, 0.25, 0.29])
@@ -159,8 +159,8 @@ def test_a_run_as_good_as_the_median_is_kept_however_good_the_best_is() -> None:
 
 def test_the_best_so_far_counts_not_the_last() -> None:
     relapsed = late(0.2)
-    relapsed[7] = report(8, 0.9, rate=1e-3)
-    assert decide(relapsed[:8], THREE, config(1e-3), CONSTANT_WER) is None
+    relapsed[3 + FIRST_RUNG] = report(4 + FIRST_RUNG, 0.9, rate=1e-3)
+    assert decide(relapsed[: 4 + FIRST_RUNG], THREE, config(1e-3), CONSTANT_WER) is None
 
 
 # all of them
@@ -169,7 +169,7 @@ def test_the_best_so_far_counts_not_the_last() -> None:
 DECISIONS = {
     "futile": (shaped(TOO_LOW[0])[:4], SIBLINGS, 1.6e-5),
     "exhausted": (run(9, 1e-3, spread_at_3=1.0), QUICK, 1e-3),
-    "too_slow": (late(0.6)[:8], THREE, 1e-3),
+    "too_slow": (late(0.6)[: 4 + FIRST_RUNG], THREE, 1e-3),
 }
 
 
