@@ -81,6 +81,8 @@ def print_epoch(report: EpochReport, phase: str) -> None:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
+    import torch
+
     from model.data import CorpusConfig, load_corpus
     from model.train import train
 
@@ -103,7 +105,13 @@ def run_train(arguments: argparse.Namespace) -> int:
     )
     for note in corpus.notes:
         print(f"corpus: {note}", flush=True)
-    result = train(config, corpus, arguments.output_dir, print_epoch)
+    try:
+        result = train(config, corpus, arguments.output_dir, print_epoch)
+    except torch.OutOfMemoryError as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"{first} Lower --batch_size or --eval_batch_size; the run goes on from its last epoch"
+        ) from error
     best = "no finite WER" if result["best_wer"] is None else f"best dev WER {result['best_wer']:.1%}"
     print(
         f"{result['verdict']}: {best} at epoch {result['best_epoch']} of {result['epochs']} (ended by "

@@ -42,16 +42,19 @@ MISSING_SHARE = 0.01
 INFEASIBLE_SHARE = 0.5
 """More training sentences too short for their target than this share stop the load."""
 
-_SCAN_VERSION = 1  # part of the cache key: raise it when `_scan` computes anything differently
+_SCAN_VERSION = 2  # part of the cache key: raise it when `_scan` computes anything differently
 _MASK_WIDTH = 543
-# name, width, columns of detection_masks: one block of landmarks in the order the features have
+# name, width, columns of detection_masks: one block of landmarks in the features' order (225 has no face)
 _LANDMARKS = (
     ("pose", 99, (0, 33)),
     ("left hand", 63, (501, 522)),
     ("right hand", 63, (522, 543)),
     ("face", 1404, (33, 501)),
 )
-_BLOCKS = ("", "velocity ", "acceleration ", "copy ")
+# how many frames, this one and those before it, a value of the block is made of; 225 has the first block only
+_BLOCKS = (("", 1), ("velocity ", 2), ("acceleration ", 3), ("copy ", 1))
+# What reading an npz that is torn, encrypted (RuntimeError) or packed in an unknown way may raise.
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class CorpusError(ValueError):
@@ -101,13 +104,17 @@ class _Part(NamedTuple):
 
     name: str
     columns: slice
-    mask: tuple[int, int] | None  # its columns of detection_masks
-    landmarks: bool  # all columns share one unit
+    landmarks: slice  # the columns it is made of: its own, or the positions of which it is the velocity
+    mask: slice | None  # their columns of detection_masks; None: no landmarks, which are never missing
+    frames: int  # how many frames, this one and those before it, it is made of
 
 
 @dataclass(frozen=True, eq=False)
 class Normalisation:
-    """Zero mean and unit deviation over the train frames in which a part was seen; a missing part is zero."""
+    """Zero mean and unit deviation over the train frames in which a part was seen; a missing part is zero.
+
+    Only landmarks can be missing: in features of another width a frame of zeros is a frame like any other.
+    """
 
     parts: tuple[_Part, ...]
     mean: NDArray[np.float64]
@@ -264,9 +271,10 @@ def load_corpus(
             f"{listings[0].csv}: holds no gloss after the filter {config.filter!r}; choose another filter"
         )
 
-    scan = _cached_scan(listings, config.modalities, folder, cache, progress)
-    modalities = _modalities(scan.width, config.modalities)
-    parts = _parts(modalities)
+    # Checked on one file, before the pass over all of them.
+    modalities = _modalities(_read(listings[0].first)[0].shape[1], config.modalities)
+    scan = _cached_scan(listings, folder, cache, progress)
+    parts = _parts(scan.width)
     constant = _constant(scan, parts)
     scale = np.divide(1.0, scan.std, out=np.zeros_like(scan.std), where=~constant)
     normalisation = Normalisation(parts, scan.mean, scale)
@@ -397,7 +405,7 @@ def _read_csv(file: Path) -> list[_Row]:
                     )
                 rows[name] = _Row(name, row.get("signer") or "unknown", row["annotation"])
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{file}: is not UTF-8 ({error.reason}, byte {error.start}); save it as UTF-8") from error
+        raise CorpusError(f"{file}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except csv.Error as error:
         raise CorpusError(f"{file}: cannot be read as a table ({error}); it is text parted by |") from error
     except OSError as error:
@@ -415,6 +423,11 @@ class _Listing:
     files: dict[str, Path]  # by id, in the order of the rows; an id without features is absent
     unannotated: list[str]
 
+    @property
+    def first(self) -> Path:
+        """The file whose width all others must have."""
+        return next(iter(self.files.values()))
+
 
 def _list_split(name: str, folder: Path, annotations: Path) -> _Listing | None:
     table, place = _find_csv(annotations, name), folder / name
@@ -426,7 +439,8 @@ def _list_split(name: str, folder: Path, annotations: Path) -> _Listing | None:
         raise CorpusError(f"{place}: there is no such folder; the features of {table.name} belong there")
     rows = _read_csv(table)
     if not rows:
-        raise CorpusError(f"{table}: has no sentences below its first line; train and dev need some")
+        way_out = "delete it to go without a test split" if name == "test" else "train and dev need some"
+        raise CorpusError(f"{table}: has no sentences below its first line; {way_out}")
     present = {p.stem: p for p in place.glob("*.npz") if not p.name.startswith(".")}
     files = {row.id: present.pop(row.id) for row in rows if row.id in present}
     missing = [row.id for row in rows if row.id not in files]
@@ -438,8 +452,8 @@ def _list_split(name: str, folder: Path, annotations: Path) -> _Listing | None:
     return _Listing(name, table, rows, files, sorted(present))
 
 
-def _some(items: Sequence[str]) -> str:
-    return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
+def _some(items: Sequence[str], most: int = 3) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 # Targets
@@ -479,13 +493,13 @@ def _make_split(
 ) -> tuple[Split, dict[str, Any]]:
     """Choose the sentences that take part. Returns the split and the ids of those that do not, by reason."""
     frames = dict(zip(listing.files, lengths.tolist(), strict=True))
-    out: dict[str, list[str]] = {reason: [] for reason in ("missing", "empty", "short", "infeasible")}
+    out: dict[str, list[str]] = {reason: [] for reason in ("missing", "empty", "short", "unknown", "infeasible")}
     kept: list[tuple[_Row, list[str], NDArray[np.int64], bool]] = []
     for row, reference in zip(listing.rows, words, strict=True):
         target = vocabulary.encode(reference)
         if row.id not in frames:
             out["missing"].append(row.id)
-        elif not reference or (listing.name == "train" and not len(target)):
+        elif not reference:
             out["empty"].append(row.id)
         elif frames[row.id] < stride:
             out["short"].append(row.id)
@@ -494,7 +508,7 @@ def _make_split(
             needed = len(target) + int((target[1:] == target[:-1]).sum())
             feasible = len(target) > 0 and frames[row.id] // stride >= needed
             if not feasible:
-                out["infeasible"].append(row.id)
+                out["infeasible" if len(target) else "unknown"].append(row.id)
             if feasible or listing.name != "train":
                 kept.append((row, reference, target, feasible))
     too_short = out["short"] + out["infeasible"]
@@ -535,27 +549,30 @@ def _make_split(
 
 
 def _notes(listing: _Listing, facts: Mapping[str, Any], stride: int) -> list[str]:
-    fate = "excluded" if listing.name == "train" else "kept for WER but not for the loss"
+    fate, short = "kept for WER but not for the loss", "left out of WER and loss"
+    if listing.name == "train":
+        fate = short = "excluded"
     sentences = {
         "missing": "have no features and are left out",
         "empty": "have an empty target after the filter and are dropped",
-        "short": f"are shorter than one output frame ({stride} frames) and are excluded",
+        "short": f"are shorter than one output frame ({stride} frames) and are {short}",
+        "unknown": f"hold no word of the vocabulary and are {fate}",
         "infeasible": f"are too short for their target at output stride {stride} and are {fate}",
     }
     notes = [
-        f"{listing.name}: {len(facts[reason])} of {facts['annotated']} sentences {text} ({_some(facts[reason])})."
+        f"{listing.name}: {len(facts[reason])} of {facts['annotated']} sentences {text} ({_some(facts[reason], 10)})."
         for reason, text in sentences.items()
         if facts[reason]
     ]
     if facts["unannotated"]:
         found = facts["unannotated"]
         notes.append(
-            f"{listing.name}: {len(found)} feature files have no annotation and are not used ({_some(found)})."
+            f"{listing.name}: {len(found)} feature files have no annotation and are not used ({_some(found, 10)})."
         )
     if facts["oov_words"]:
         notes.append(
             f"{listing.name}: {facts['oov_words']} of {facts['words']} words "
-            f"({facts['oov_words'] / facts['words']:.2%}) are out of the vocabulary ({_some(facts['oov'])})."
+            f"({facts['oov_words'] / facts['words']:.2%}) are out of the vocabulary ({_some(facts['oov'], 10)})."
         )
     if all(row.signer == "unknown" for row in listing.rows):
         notes.append(f"{listing.name}: {listing.csv.name} names no signer; all read as unknown.")
@@ -588,8 +605,9 @@ def _read(file: Path) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
             mask = stored.get("detection_masks")
     except CorpusError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise CorpusError(f"{file}: cannot be read as npz ({str(error).splitlines()[0]}); {way_out}") from error
+    except _UNREADABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CorpusError(f"{file}: cannot be read as npz ({reason}); {way_out}") from error
     if x.ndim != 2 or x.shape[1] == 0 or x.dtype.kind not in "fiu":
         raise CorpusError(f"{file}: features are {x.dtype} {x.shape}; they must be numbers (frames, dimensions)")
     # Beyond float32 a number is as useless to the model as infinity.
@@ -620,28 +638,40 @@ def _modalities(width: int, configured: Mapping[str, int] | None) -> tuple[Modal
     return tuple(Modality(name, size) for name, size in blocks.items())
 
 
-def _parts(modalities: tuple[Modality, ...]) -> tuple[_Part, ...]:
-    blocks = [(m.name, m.width) for m in modalities]
-    layout: list[tuple[str, int, tuple[int, int] | None]] = [(*block, None) for block in blocks]
-    landmarks = blocks in [list(known.items()) for known in MODALITIES.values()]
-    if landmarks and "face" in dict(blocks):
-        layout = [(prefix + name, size, seen) for prefix in _BLOCKS for name, size, seen in _LANDMARKS]
-    elif landmarks:
-        layout = [part for part in _LANDMARKS if part[0] != "face"]
-    stops = np.cumsum([size for _, size, _ in layout]).tolist()
-    return tuple(
-        _Part(name, slice(stop - size, stop), seen, landmarks)
-        for (name, size, seen), stop in zip(layout, stops, strict=True)
-    )
+def _parts(width: int) -> tuple[_Part, ...]:
+    """What can be missing on its own in features that wide, however the config splits them for the encoders."""
+    if width not in MODALITIES:
+        whole = slice(0, width)
+        return (_Part("features", whole, whole, None, 1),)
+    landmarks = _LANDMARKS if "face" in MODALITIES[width] else _LANDMARKS[:3]
+    parts = []
+    start = 0
+    for prefix, frames in _BLOCKS[: width // sum(size for _, size, _ in landmarks)]:
+        block = start
+        for name, size, mask in landmarks:
+            source = slice(start - block, start - block + size)
+            parts.append(_Part(prefix + name, slice(start, start + size), source, slice(*mask), frames))
+            start += size
+    return tuple(parts)
 
 
 def _seen(x: NDArray[Any], mask: NDArray[np.bool_] | None, parts: tuple[_Part, ...]) -> NDArray[np.bool_]:
-    """Which parts are seen in which frames (T, P): not all zero, and not all undetected."""
-    seen: NDArray[np.bool_] = np.logical_or.reduceat(x != 0, [part.columns.start for part in parts], axis=1)
-    if mask is not None:
-        for i, part in enumerate(parts):
-            if part.mask is not None:
-                seen[:, i] &= mask[:, slice(*part.mask)].any(axis=1)
+    """Which parts are seen in which frames (T, P): their landmarks are not all zero, and not all undetected.
+
+    A velocity or acceleration takes landmarks seen in every frame it is made of: where a hand reappears, it is the
+    jump from zero. For the same reason it is not seen in the first frames of a sequence: what stands there is the 0 of
+    a difference without a frame before it, and an acceleration made of that 0.
+    """
+    seen = np.ones((len(x), len(parts)), dtype=np.bool_)
+    for i, part in enumerate(parts):
+        if part.mask is None:
+            continue
+        found: NDArray[np.bool_] = np.any(x[:, part.landmarks], axis=1)
+        if mask is not None:
+            found &= mask[:, part.mask].any(axis=1)
+        for ago in range(part.frames):
+            seen[:ago, i] = False
+            seen[ago:, i] &= found[: max(len(x) - ago, 0)]
     return seen
 
 
@@ -660,10 +690,10 @@ class _Scan:
         return len(self.mean)
 
 
-def _scan(listings: Sequence[_Listing], configured: Mapping[str, int] | None, progress: Progress | None) -> _Scan:
-    first = next(iter(listings[0].files.values()))
+def _scan(listings: Sequence[_Listing], progress: Progress | None) -> _Scan:
+    first = listings[0].first
     width = _read(first)[0].shape[1]
-    parts = _parts(_modalities(width, configured))
+    parts = _parts(width)
     mean, squares = np.zeros(width), np.zeros(width)
     seen = np.zeros(len(parts), dtype=np.int64)
     digest = hashlib.sha256()
@@ -719,7 +749,7 @@ def _constant(scan: _Scan, parts: tuple[_Part, ...]) -> NDArray[np.bool_]:
     """Dimensions without information: they vary by no more than rounding does at their scale."""
     threshold = 1e-7 * np.abs(scan.mean)
     for part in parts:
-        if part.landmarks:  # one unit for all: a wrist's depth relative to itself is noise, not a signal
+        if part.mask is not None:  # one unit for all: a wrist's depth relative to itself is noise, not a signal
             rms = np.sqrt(np.mean(scan.mean[part.columns] ** 2 + scan.std[part.columns] ** 2))
             threshold[part.columns] = np.maximum(threshold[part.columns], 1e-6 * rms)
     return scan.std <= threshold
@@ -727,8 +757,12 @@ def _constant(scan: _Scan, parts: tuple[_Part, ...]) -> NDArray[np.bool_]:
 
 def _missing_shares(scan: _Scan, parts: tuple[_Part, ...]) -> dict[str, float]:
     frames = int(scan.lengths["train"].sum())
-    shares = {part.name: 1 - int(n) / max(frames, 1) for part, n in zip(parts, scan.seen, strict=True)}
-    return {name: share for name, share in shares.items() if share > 0 and not name.startswith(_BLOCKS[1:])}
+    shares = {
+        part.name: 1 - int(n) / max(frames, 1)
+        for part, n in zip(parts, scan.seen, strict=True)
+        if part.columns == part.landmarks
+    }
+    return {name: share for name, share in shares.items() if share > 0}
 
 
 # The cache of scans
@@ -740,23 +774,22 @@ def _hash(*content: object) -> str:
 
 def _cached_scan(
     listings: Sequence[_Listing],
-    configured: Mapping[str, int] | None,
     folder: Path,
     cache: Path | None,
     progress: Progress | None,
 ) -> _Scan:
     if cache is None:
-        return _scan(listings, configured, progress)
+        return _scan(listings, progress)
     names = {}
     for listing in listings:
         stats = [file.stat() for file in listing.files.values()]
         names[listing.name] = [(i, s.st_size, s.st_mtime_ns) for i, s in zip(listing.files, stats, strict=True)]
-    key = _hash(_SCAN_VERSION, str(folder), list((configured or {}).items()), names)
+    key = _hash(_SCAN_VERSION, str(folder), names)
     file = cache / f"scan-{key[:32]}.npz"
     known = _load_scan(file, key, listings)
     if known is not None:
         return known
-    scan = _scan(listings, configured, progress)
+    scan = _scan(listings, progress)
     _save_scan(file, key, scan)
     return scan
 
@@ -784,6 +817,6 @@ def _load_scan(file: Path, key: str, listings: Sequence[_Listing]) -> _Scan | No
             lengths = {s.name: stored[f"lengths_{s.name}"] for s in listings}
             scan = _Scan(lengths, stored["mean"], stored["std"], stored["seen"], str(stored["digest"]))
             whole = str(stored["key"]) == key and all(len(lengths[s.name]) == len(s.files) for s in listings)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+    except _UNREADABLE:
         return None
     return scan if whole else None

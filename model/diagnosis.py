@@ -51,6 +51,12 @@ def verdict_of(wers: Sequence[float], constant_wer: float) -> Verdict:
     return "learned"
 
 
+def is_best(wer: float, before: Sequence[float]) -> bool:
+    """Whether `wer` is lower than every finite WER before it; NaN never is."""
+    best = best_epoch(before)
+    return wer < best[1] if best else math.isfinite(wer)
+
+
 def best_epoch(wers: Sequence[float]) -> tuple[int, float] | None:
     """Epoch (1-based) and value of the lowest finite WER, the earlier one of equals; None if there is none."""
     finite = [(wer, epoch) for epoch, wer in enumerate(wers, start=1) if math.isfinite(wer)]

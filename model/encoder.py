@@ -46,8 +46,11 @@ class MaskedBatchNorm(nn.Module):
         centred = (x - mean[:, None]) * mask
         variance = centred.square().sum((0, 2)) / frames
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * frames / (frames - 1).clamp(min=1), self.momentum)
+            unbiased = variance * frames / (frames - 1).clamp(min=1)
+            # A batch that overflows is skipped by the trainer; its statistics must not stay behind.
+            finite = mean.isfinite() & unbiased.isfinite()
+            self.running_mean.lerp_(torch.where(finite, mean, self.running_mean), self.momentum)
+            self.running_var.lerp_(torch.where(finite, unbiased, self.running_var), self.momentum)
         return centred * (self.weight * torch.rsqrt(variance + self.eps))[:, None] + self.bias[:, None]
 
 

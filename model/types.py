@@ -73,7 +73,7 @@ class TrainingConfig(BaseModel):
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout before and after the BiLSTM")
     patience: int = Field(30, ge=1, description="early stopping: epochs without a better dev WER")
     patience_starts: Literal["takeoff", "epoch1"] = Field(
-        "takeoff", description="patience counts from takeoff, or from epoch 1 as the user's script did"
+        "takeoff", description="patience counts from takeoff, or from epoch 1 as the original script did"
     )
     hidden: int = Field(128, ge=8, description="width of the BiLSTM, each direction")
     channels: int = Field(128, ge=8, description="width of the convolutional encoder's output, over all modalities")

@@ -10,8 +10,8 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -27,7 +27,7 @@ from sweeps.mirror import Mirror
 from sweeps.processes import stop_signals, this_runner
 from sweeps.records import SweepRow
 from sweeps.settings import Home, find_home
-from sweeps.spec import SpecError, SweepSpec, load_spec
+from sweeps.spec import load_spec
 from sweeps.store import Store
 from sweeps.summary import best_trial, config_of, description, parameters, result, sentence_about, train_command
 from sweeps.worker import Job
@@ -156,44 +156,44 @@ def run_prepared(
 ) -> int:
     """Run the sweep, print what it came to, keep the dashboard open for a person; returns the exit code."""
     spec = prepared.spec
-    me = this_runner()
-    runner.take(store, sweep, me)  # before a server is started for nothing, and before anything of it is changed
-    try:
-        store.update_budget(sweep.id, spec.budget.model_dump())
+    trials = store.trials(sweep.id)
+    with ExitStack() as stack:
+        hold = stack.enter_context(ExitStack())
+        if work := runner.has_work(replace(sweep, budget=spec.budget.model_dump()), trials):
+            me = this_runner()  # held first: nothing of a sweep that another process runs is changed
+            hold.enter_context(runner.holding(store, sweep, me))
+        tracking = stack.enter_context(tracking_server(home, tracking_uri))
+        mirror = make_mirror(store, sweep, prepared, tracking)
+        try:
+            if work and not stop.is_set():
+                store.update_budget(sweep.id, spec.budget.model_dump())
+                mirror.ship()  # a refusal (a deleted experiment, say) shows before anything is trained
+                print(f"dashboard: {dashboard(store, sweep, tracking)}", file=words, flush=True)
+                job = Job(
+                    worker="",
+                    database_url=store.url,
+                    sweep=spec.name,
+                    spec=spec,
+                    corpus=prepared.corpus_config,
+                    corpus_hash=prepared.corpus.hash,
+                    sweep_key=f"{sweep.name}@{sweep.created_at:.3f}",
+                    checkpoints=home.checkpoints(spec.name),
+                    scans=home.scans,
+                    log=home.logs(spec.name),
+                )
+                with display.view(store.epochs, plain=as_json, out=words) as view:
+                    runner.run(store, sweep, spec, job, me, mirror, view, stop)
+        finally:
+            finish_mirror(mirror)
+        hold.close()  # looking at the dashboard spends none of the sweep's hours
         sweep = service.find_sweep(store, spec.name)
-        if not runner.has_work(sweep, store.trials(sweep.id)):
-            store.release_runner(sweep.id, me.id)  # looking at a finished sweep spends none of its hours
-        with tracking_server(home, tracking_uri) as tracking:
-            mirror = make_mirror(store, sweep, prepared, tracking)
-            try:
-                if runner.has_work(sweep, store.trials(sweep.id)):
-                    mirror.ship()  # a refusal (a deleted experiment, say) shows before anything is trained
-                    print(f"dashboard: {dashboard(store, sweep, tracking)}", file=words, flush=True)
-                    job = Job(
-                        worker="",
-                        database_url=store.url,
-                        sweep=spec.name,
-                        spec=spec,
-                        corpus=prepared.corpus_config,
-                        corpus_hash=prepared.corpus.hash,
-                        checkpoints=home.checkpoints(spec.name),
-                        scans=home.scans,
-                        log=home.logs(spec.name),
-                    )
-                    with display.view(store.epochs, plain=as_json, out=words) as view:
-                        runner.run(store, sweep, spec, job, me, mirror, view, stop)
-            finally:
-                finish_mirror(mirror)
-            sweep = service.find_sweep(store, spec.name)
-            print_outcome(store, sweep, prepared, home, database, tracking_uri, tracking, as_json, words)
-            if not stop.is_set() and not as_json and display.interactive() and tracking.pages:
-                print("\nThe dashboard stays open until Enter or Ctrl-C.", flush=True)
-                wait_for_enter(stop)
-    finally:
-        store.release_runner(sweep.id, me.id)
+        print_outcome(store, sweep, prepared, home, database, tracking_uri, tracking, as_json, words)
+        if not stop.is_set() and not as_json and display.interactive() and tracking.pages:
+            print("\nThe dashboard stays open until Enter or Ctrl-C.", flush=True)
+            wait_for_enter(stop)
     if sweep.state == "FAILED":
         return 1
-    return 130 if stop.is_set() and sweep.state == "PAUSED" else 0
+    return 130 if stop.is_set() and sweep.state != "COMPLETE" else 0
 
 
 def finish_mirror(mirror: Mirror) -> None:
@@ -311,7 +311,8 @@ def ui(
                 if sys.stdin.isatty():
                     wait_for_enter(stop)
                 else:
-                    stop.wait()
+                    while not stop.wait(0.5):  # in steps: on Windows an endless wait hears no Ctrl-C
+                        pass
 
 
 @app.command()
@@ -415,6 +416,7 @@ def plan_report(prepared: service.Prepared, home: Home) -> dict[str, Any]:
             "classes": len(corpus.vocabulary),
             "vocabulary_hash": corpus.vocabulary.hash,
             "notes": list(corpus.notes),
+            "splits": corpus.facts["splits"],
         },
         "constant_wer": prepared.constant_wer,
         "constant_sentence": prepared.constant_sentence,
@@ -448,7 +450,7 @@ def print_plan(report: dict[str, Any], out: TextIO) -> None:
         f"trials     {report['budget']['trials']} on {report['workers']} workers, of these named: "
         + (", ".join(report["first_trials"]) or "none"),
         f"student    {report['parameters'] / 1e6:.2f} M parameters, about {report['seconds_per_epoch']:.1f} s an epoch "
-        "(measured on a few untrained steps)",
+        "(measured: a few untrained steps, and dev once)",
         f"cost       at most {report['epochs_at_most']} epochs, {duration(report['hours_at_most'])}, if nothing is "
         f"pruned; {report['disk_bytes'] / 1e6:.0f} MB of disk",
         "dry run: nothing was trained",
@@ -474,8 +476,6 @@ def main() -> None:
         print(f"error: {where}{error.strerror or error}; free or correct that place, or name another", file=sys.stderr)
         sys.exit(2)
 
-
-__all__ = ["SpecError", "SweepSpec", "app", "main"]
 
 if __name__ == "__main__":
     main()

@@ -84,6 +84,10 @@ class Mirror:
             except TrackingUnavailable as error:
                 self.trouble = str(error)
                 time.sleep(PAUSE_SECONDS)
+            except Exception as error:  # the sweep's outcome is still to be told
+                log.exception("the mirror stumbled")
+                self.trouble = f"{type(error).__name__}: {error}"
+                return False
             if time.monotonic() > deadline:
                 self.trouble = self.trouble or f"more was waiting than {seconds:.0f} s sufficed for"
                 return False

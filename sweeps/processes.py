@@ -34,7 +34,7 @@ def is_known_dead(runner: Runner) -> bool:
         return True
     except psutil.AccessDenied:
         return False
-    return abs(started - float(runner.id.rpartition("-")[2])) > 2  # the clock that start times come from may be set
+    return abs(started - float(runner.id.rpartition("-")[2])) > 60  # the clock that start times come from may be set
 
 
 @contextmanager
@@ -55,14 +55,17 @@ def deaf_children() -> Iterator[None]:
 
 @contextmanager
 def stop_signals(stop: threading.Event) -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM set `stop`; a second Ctrl-C raises KeyboardInterrupt."""
+    """Inside, Ctrl-C, SIGTERM and a closed terminal set `stop`; a second Ctrl-C raises KeyboardInterrupt."""
 
     def heard(number: int, _frame: Any) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
 
-    kept = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asked for that
+        numbers.append(signal.SIGHUP)
+    kept = {number: signal.signal(number, heard) for number in numbers}
     try:
         yield
     finally:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from threading import Event
+from threading import Event, Thread
 from typing import Protocol
 
+from sweeps.errors import DatabaseUnavailable, SweepBusy
 from sweeps.mirror import Mirror
-from sweeps.processes import deaf_children, is_known_dead, this_runner
+from sweeps.processes import deaf_children, is_known_dead
 from sweeps.records import Runner, SweepRow, TrialRow
 from sweeps.spec import SweepSpec
 from sweeps.states import SweepState, TrialState
@@ -29,8 +30,10 @@ STALE_SECONDS = 60.0
 """A runner of another host that has not beaten for so long is taken for dead."""
 STOP_SECONDS = 20.0
 """What workers get to hand their trials back."""
+KILL_SECONDS = 5.0
+"""What they get when they are asked for the second time, and when they are killed."""
 FRUITLESS_DEATHS = 3
-"""So many worker deaths in a row without a new epoch in the sweep end it."""
+"""After so many worker deaths in a row without a new epoch in the sweep, one more ends it."""
 
 
 class View(Protocol):
@@ -48,13 +51,35 @@ class _Process:
     job: Job
 
 
-def take(store: Store, sweep: SweepRow, runner: Runner) -> None:
-    """Make `runner` the one that runs the sweep.
+@contextmanager
+def holding(store: Store, sweep: SweepRow, runner: Runner) -> Iterator[Event]:
+    """Inside, this process is the one that runs the sweep, and says so every few seconds.
+
+    Yields an event that is set when another process has taken over: this one was silent for too long (suspended).
 
     Raises:
-        SweepBusy: another live process does.
+        SweepBusy: another live process runs it.
     """
     store.take_runner(sweep.id, runner, STALE_SECONDS, is_known_dead)
+    lost, done = Event(), Event()
+
+    def beat() -> None:
+        while not done.wait(BEAT_SECONDS):
+            try:
+                if not store.beat(sweep.id, runner.id):
+                    lost.set()
+                    return
+            except DatabaseUnavailable as error:  # it may come back before anybody takes over
+                log.warning("%s", error)
+
+    thread = Thread(target=beat, name="beat", daemon=True)
+    thread.start()
+    try:
+        yield lost
+    finally:
+        done.set()
+        thread.join()
+        store.release_runner(sweep.id, runner.id)
 
 
 def has_work(sweep: SweepRow, trials: list[TrialRow]) -> bool:
@@ -65,11 +90,15 @@ def has_work(sweep: SweepRow, trials: list[TrialRow]) -> bool:
 def run(
     store: Store, sweep: SweepRow, spec: SweepSpec, job: Job, runner: Runner, mirror: Mirror, view: View, stop: Event
 ) -> None:
-    """Run a sweep, held by `runner`, until it is done, its budget is spent, or `stop` is set.
+    """Run a sweep until it is done, its budget is spent, or `stop` is set. Call it while `holding` the sweep.
 
-    However it ends, no worker lives, no trial is RUNNING, Optuna has heard of every trial that is over, and the
-    sweep's state says what happened.
+    However it ends, no worker lives, none of its trials is RUNNING, Optuna has heard of every trial that is over, and
+    the sweep's state says what happened (unless another process has taken it over: then the state is that one's).
+
+    Raises:
+        SweepBusy: another process has taken over.
     """
+    _check_ours(store, sweep, runner)
     # Whoever held these trials is gone, or may no longer write: there is one runner.
     store.reap(sweep.id, dead_workers={t.worker for t in store.trials(sweep.id) if t.worker})
     with closing(Study(job.database_url, spec)) as study:
@@ -81,13 +110,19 @@ def run(
     try:
         reason = _watch(store, sweep, job, spec.workers, runner, mirror, view, stop, workers)
     finally:
+        if stop.is_set():
+            view.update(_reread(store, sweep), store.trials(sweep.id), "stopping: trials are being handed back")
         _end(workers)
         store.reap(sweep.id, dead_workers={w.job.worker for w in workers})
         with closing(Study(job.database_url, spec)) as study:
             tell(store, study, sweep.id)
+        _check_ours(store, sweep, runner)
         _close(store, sweep.id, reason, stop.is_set())
-        store.beat(sweep.id, runner.id)
-        store.release_runner(sweep.id, runner.id)
+
+
+def _check_ours(store: Store, sweep: SweepRow, runner: Runner) -> None:
+    if not store.beat(sweep.id, runner.id):
+        raise SweepBusy(sweep.name, str(_reread(store, sweep).runner or "another process"), 0)
 
 
 def _watch(
@@ -102,34 +137,38 @@ def _watch(
     workers: list[_Process],
 ) -> str:
     """Keep `count` workers going; returns why that ended, empty if there was nothing left to do."""
-    workers += [_start(replace(job, worker=f"{runner.id}/{index}")) for index in range(count)]
-    started, deaths, epochs_at_death, beaten = count, 0, -1, 0.0
-    while not stop.wait(POLL_SECONDS):
-        if time.monotonic() - beaten > BEAT_SECONDS:
-            if not store.beat(sweep.id, runner.id):
-                stop.set()
-                return "another process runs this sweep now"
+    started, deaths, epochs_at_death = 0, 0, -1
+    reaped_at = 0.0
+    while not stop.is_set():
+        while len(workers) < count:
+            workers.append(_start(replace(job, worker=f"{runner.id}/{started}")))
+            started += 1
+        stop.wait(POLL_SECONDS)
+        if time.monotonic() - reaped_at > BEAT_SECONDS:
+            _check_ours(store, sweep, runner)
             store.reap(sweep.id)
-            beaten = time.monotonic()
+            reaped_at = time.monotonic()
         exits = [w.process.exitcode for w in workers]  # before the rows: what a worker wrote last is then among them
         trials = store.trials(sweep.id)
         view.update(_reread(store, sweep), trials, mirror.trouble and f"MLflow is away, rows wait: {mirror.trouble}")
         if all(code == 0 for code in exits):
             return ""
-        for dead in [w for w, code in zip(workers, exits, strict=True) if code not in (None, 0)]:
-            workers.remove(dead)
-            log.error("worker %s died with exit code %s", dead.job.worker, dead.process.exitcode)
-            store.reap(sweep.id, dead_workers={dead.job.worker})
-            epochs = sum(t.epochs for t in trials)
-            deaths = deaths + 1 if epochs == epochs_at_death else 1
-            epochs_at_death = epochs
-            if deaths >= FRUITLESS_DEATHS:
-                return (
-                    f"{deaths} workers died in a row without a new epoch, the last with exit code "
-                    f"{dead.process.exitcode}; its log is {dead.job.log}"
-                )
-            workers.append(_start(replace(job, worker=f"{runner.id}/{started}")))
-            started += 1
+        dead = [w for w, code in zip(workers, exits, strict=True) if code not in (None, 0)]
+        if not dead:
+            continue
+        for worker in dead:
+            workers.remove(worker)
+            log.error("worker %s died with exit code %s", worker.job.worker, worker.process.exitcode)
+        reaped = store.reap(sweep.id, dead_workers={w.job.worker for w in dead})
+        epochs = sum(t.epochs for t in trials)
+        # A trial that was given up for killing its workers is progress: the next one may do better.
+        fruitless = epochs == epochs_at_death and all(state is not TrialState.FAILED for _, state in reaped)
+        deaths, epochs_at_death = deaths + 1 if fruitless else 1, epochs
+        if deaths > FRUITLESS_DEATHS:
+            return (
+                f"workers died {deaths} times in a row without a new epoch, the last with exit code "
+                f"{dead[-1].process.exitcode}; its log is {dead[-1].job.log}"
+            )
     return ""
 
 
@@ -161,18 +200,21 @@ def _end(workers: list[_Process]) -> None:
     """Ask, wait, and only then force."""
     for worker in workers:
         worker.pipe.close()
-    ways: tuple[tuple[Callable[[_Process], None], float], ...] = (
-        (lambda w: None, STOP_SECONDS),
-        (lambda w: w.process.terminate(), 3.0),
-        (lambda w: w.process.kill(), 10.0),
-    )
-    for act, seconds in ways:
-        alive = [w for w in workers if w.process.is_alive()]
-        for worker in alive:
-            act(worker)
-        deadline = time.monotonic() + seconds
-        for worker in alive:
-            worker.process.join(max(0.0, deadline - time.monotonic()))
+    try:
+        _join(workers, STOP_SECONDS)
+    except KeyboardInterrupt:  # a second Ctrl-C: at once, then
+        log.warning("workers are killed")
+    for act in (multiprocessing.process.BaseProcess.terminate, multiprocessing.process.BaseProcess.kill):
+        for worker in workers:
+            if worker.process.is_alive():
+                act(worker.process)
+        _join(workers, KILL_SECONDS)
+
+
+def _join(workers: list[_Process], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for worker in workers:
+        worker.process.join(max(0.0, deadline - time.monotonic()))
 
 
 def _close(store: Store, sweep_id: int, reason: str, interrupted: bool) -> None:
@@ -185,12 +227,8 @@ def _close(store: Store, sweep_id: int, reason: str, interrupted: bool) -> None:
     elif reason:
         store.set_sweep_state(sweep_id, SweepState.FAILED, reason)
     else:
-        store.set_sweep_state(sweep_id, SweepState.STOPPING)
         waiting = sum(t.state is TrialState.WAITING for t in trials)
         why = "its budget is spent" if _budget_is_spent(sweep, trials) else "its workers have ended"
         store.set_sweep_state(
             sweep_id, SweepState.STOPPED, f"{why}, {waiting} trials wait; raise the budget and run it again to go on"
         )
-
-
-__all__ = ["View", "has_work", "run", "take", "this_runner"]

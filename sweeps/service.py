@@ -55,8 +55,19 @@ def prepare(spec: SweepSpec, home: Home, progress: Progress | None = None) -> Pr
         corpus = load_corpus(config, cache=home.scans, progress=progress)
     except CorpusError as error:
         raise SpecError(str(error)) from error
+    if "cuda" in {spec.trainer.device, *(values.get("device") for values in spec.first_trials.values())}:
+        _check_cuda()
     sentence, wer = constant_sentence(corpus.train.references, corpus.dev.references)
     return Prepared(spec, config, corpus, sentence, wer)
+
+
+def _check_cuda() -> None:
+    from model.ctc import pick_device
+
+    try:
+        pick_device("cuda")
+    except ValueError as error:
+        raise SpecError(f"trainer.{error}") from error
 
 
 def open_sweep(store: Store, prepared: Prepared) -> SweepRow:
@@ -121,7 +132,7 @@ def find_trial(store: Store, path: str) -> tuple[SweepRow, TrialRow]:
     """
     name, _, trial = path.partition("/")
     sweep = find_sweep(store, name)
-    return sweep, store.trial(sweep.id, int(trial) if trial.isdigit() else trial)
+    return sweep, store.trial(sweep.id, trial)
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,7 @@ class Plan:
 
 
 def plan(prepared: Prepared) -> Plan:
-    """Measure one training step of an untrained student (no weight changes) and multiply.
+    """Measure a few training steps of an untrained student (no weight changes) and dev once, and multiply.
 
     Raises:
         SpecError: the device that the spec asks for is not there.

@@ -159,6 +159,10 @@ NAME = re.compile(
 )
 
 
+SEEDS = ("seed", "data_seed")
+"""Fields that follow from the sweep's seed, unless a named trial sets them."""
+
+
 class SweepSpec(Section):
     """A sweep: corpus, trainer, space, first trials, sampler, pruner, budget, workers."""
 
@@ -198,7 +202,7 @@ class SweepSpec(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> SweepSpec:
-        for name in ("seed", "data_seed"):
+        for name in SEEDS:
             if getattr(self.trainer, name):
                 raise ValueError(f"trainer.{name}: follows from the sweep's `seed`; set that instead")
         if self.space.patience is None:
@@ -228,7 +232,7 @@ class SweepSpec(Section):
                 key: values.get(key, min(max(base[key], bounds.low), bounds.high))
                 for key, bounds in self.space.ranges().items()
             }
-            overrides = {k: v for k, v in values.items() if k not in sampled and v != base[k]}
+            overrides = {k: v for k, v in values.items() if k not in sampled and (v != base[k] or k in SEEDS)}
             yield PlannedValues(name, sampled, overrides, not overrides and self.space.contains(sampled))
 
     def training(self, number: int, hyperparameters: Hyperparameters, overrides: Hyperparameters) -> TrainingConfig:

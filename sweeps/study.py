@@ -152,14 +152,14 @@ class Study:
                     record.report(wer, step)
             record.set_user_attr("verdict", trial.verdict)
             record.set_user_attr("reason", trial.reason)
+            if trial.state is states.TrialState.COMPLETE and trial.best_wer is not None:
+                self._study.tell(record, trial.best_wer, skip_if_finished=True)
+            elif trial.state is states.TrialState.PRUNED:
+                self._study.tell(record, state=TrialState.PRUNED, skip_if_finished=True)
+            else:
+                self._study.tell(record, state=TrialState.FAIL, skip_if_finished=True)
         except optuna.exceptions.UpdateFinishedTrialError:
-            return  # told before
-        if trial.state is states.TrialState.COMPLETE and trial.best_wer is not None:
-            self._study.tell(record, trial.best_wer, skip_if_finished=True)
-        elif trial.state is states.TrialState.PRUNED:
-            self._study.tell(record, state=TrialState.PRUNED, skip_if_finished=True)
-        else:
-            self._study.tell(record, state=TrialState.FAIL, skip_if_finished=True)
+            return  # told before, or by another worker just now
 
     def fail_orphans(self, known: Sequence[TrialRow]) -> None:
         """End the RUNNING Optuna trials that none of our trials points to: a crash came between the two writes.

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from model.data import Corpus, CorpusConfig, load_corpus
-from model.diagnosis import best_epoch, phase_of, verdict_of
+from model.data import Corpus, CorpusConfig, CorpusError, load_corpus
+from model.diagnosis import best_epoch, is_best, phase_of, verdict_of
 from model.early_stopping import why_ended
 from model.types import EpochReport, Hyperparameters, Stopped, TrainingConfig
 from sweeps import checkpoints, pruning
@@ -50,6 +50,8 @@ class Job:
     spec: SweepSpec
     corpus: CorpusConfig
     corpus_hash: str
+    sweep_key: str
+    """Unique to this sweep: another one of that name must not take its checkpoints."""
     checkpoints: Path
     scans: Path
     log: Path
@@ -116,7 +118,8 @@ def _run_trial(
     config = job.spec.training(claim.number, values, claim.overrides)
     try:
         _train(job, store, corpus, constant_wer, claim, config, stop)
-    except SweepError:  # the lease, or the database: no fault of the trial
+    except (SweepError, OSError, CorpusError):
+        # The lease, the database, the disk: no fault of the trial. The worker ends, the trial waits for another.
         raise
     except Exception as error:  # a fault of this trial, not of the sweep: it is kept, with its reason
         log.exception("trial %d failed", claim.number)
@@ -144,7 +147,7 @@ def _train(
     stop: threading.Event,
 ) -> None:
     trainer = make_trainer(config, corpus)
-    identity = f"{job.corpus_hash} {config.model_dump_json()}"
+    identity = f"{job.sweep_key} {job.corpus_hash} {config.model_dump_json()}"
     last = checkpoints.checkpoint_path(job.checkpoints, claim.number)
     reports = checkpoints.resume(last, identity, trainer)
     record(store, claim, reports, constant_wer)
@@ -165,7 +168,9 @@ def _train(
                     raise LeaseLost(claim.number, claim.attempt) from None
                 store.hand_back(claim, "interrupted")
                 return
-            better = _is_best(reports, report)
+            if not store.renew(claim, job.lease_seconds):  # another worker's checkpoints must not be written over
+                raise LeaseLost(claim.number, claim.attempt)
+            better = is_best(report.wer, [r.wer for r in reports])
             reports.append(report)
             if better:
                 best = checkpoints.checkpoint_path(job.checkpoints, claim.number, best=True)
@@ -173,11 +178,6 @@ def _train(
             checkpoints.save(last, identity, trainer, reports)  # last: once it stands, the epoch is over
             # Step 4
             record(store, claim, reports[-1:], constant_wer, before=reports[:-1])
-
-
-def _is_best(before: Sequence[EpochReport], report: EpochReport) -> bool:
-    best = best_epoch([r.wer for r in before])
-    return report.wer < best[1] if best else report.wer == report.wer
 
 
 def record(

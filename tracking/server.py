@@ -110,7 +110,7 @@ class LocalServer:
 
 
 @contextmanager
-def local_server(folder: Path, *, port: int | None = None, log: Path | None = None) -> Iterator[LocalServer]:
+def local_server(folder: Path, *, port: int | None = None) -> Iterator[LocalServer]:
     """An MLflow server on loopback, with its database and artifacts in `folder`. Several may serve one folder.
 
     Ctrl-C in the terminal does not reach it; it goes when the context closes or this process dies.
@@ -118,15 +118,13 @@ def local_server(folder: Path, *, port: int | None = None, log: Path | None = No
     Args:
         folder: made if it is not there.
         port: default: a free one.
-        log: the server's output is added to this file; default `folder/server.log`.
 
     Raises:
         ServerDidNotStart: the port is taken, the database is no database, ...
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    log = (log or folder / "server.log").resolve()
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log = folder / f"server-{os.getpid()}.log"  # one a process: the port is read from it
     if port is not None:
         _refuse_taken_port(port)
     _prepare_database(folder / DATABASE)

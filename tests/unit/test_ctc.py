@@ -262,6 +262,32 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     assert taken == report.step - 1
 
 
+def test_a_batch_that_overflows_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, corpus: Corpus) -> None:
+    """Not in the weights, and not in the batch statistics either, which have no gradient to be skipped."""
+    trainer, real, calls = CTCTrainer(TINY, corpus), model.ctc.make_batch, iter(range(1000))
+
+    def overflowing(split: Split, indices: Any) -> Batch:
+        batch = real(split, indices)
+        if next(calls) == 1:
+            batch.features[0, 0, 0] = np.inf
+        return batch
+
+    monkeypatch.setattr(model.ctc, "make_batch", overflowing)
+    report = trainer.train_epoch(never)
+    assert report.skipped_steps == 1
+    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+    assert set(report.finite()) == set(METRICS)
+
+
+def test_outputs_that_are_not_finite_have_no_wer(corpus: Corpus) -> None:
+    """All of them decode to blank, which would read like a plateau."""
+    trainer = CTCTrainer(TINY, corpus)
+    with torch.no_grad():
+        trainer.model.head.bias.fill_(math.nan)
+    metrics = trainer.evaluate(corpus.dev)
+    assert all(math.isnan(metrics[key]) for key in ("dev/wer", "dev/sub", "dev/del", "dev/ins", "dev/loss"))
+
+
 def test_an_epoch_without_a_finite_step_changes_no_weight(monkeypatch: pytest.MonkeyPatch, corpus: Corpus) -> None:
     trainer, fresh = CTCTrainer(TINY, corpus), CTCTrainer(TINY, corpus)
     not_finite(monkeypatch, trainer, set(range(6)), "nan")

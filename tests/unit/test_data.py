@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 import model.data
 from model.data import CorpusConfig, CorpusError, Modality, epoch_order, load_corpus, make_batch
+from model.synthetic import GeneratedConfig, generate
 from model.vocabulary import Vocabulary
 from tests.corpora import HEADER, SHARED, write_corpus, write_sequence
 
@@ -107,20 +108,22 @@ def landmarks(frames: int, width: int, rng: np.random.Generator) -> NDArray[np.f
 @pytest.mark.parametrize("width", [225, 6516])
 def test_a_missing_hand_is_zero_and_does_not_count(tmp_path: Path, width: int) -> None:
     folder, rng = write_corpus(tmp_path, frames=12, width=width), np.random.default_rng(2)
-    left = [slice(b + 99, b + 162) for b in range(0, width, 1629)]
+    # columns of the left hand, and frames without it: a difference needs every frame it is made of
+    blocks = [[*range(4, 9)], [0, *range(4, 10)], [0, 1, *range(4, 11)], [*range(4, 9)]]
+    left = [(slice(b + 99, b + 162), gone) for b, gone in zip(range(0, width, 1629), blocks, strict=False)]
     raw = []
     for split, i in [*itertools.product(["train"], range(6)), ("dev", 0), ("dev", 1), ("dev", 2)]:
         x = landmarks(12, width, rng)
-        for columns in left:
+        for columns, _ in left:
             x[4:9, columns] = 0
         write_sequence(folder / "features" / split / f"{split}-{i}.npz", x)
         raw += [x] if split == "train" else []
     corpus = load(folder)
-    seen = np.concatenate([np.delete(x, slice(4, 9), axis=0) for x in raw])
-    x = np.concatenate([np.delete(corpus.train.features(i), slice(4, 9), axis=0) for i in range(6)])
-    for columns in left:
-        assert not corpus.train.features(3)[4:9, columns].any()
-        assert not corpus.dev.features(1)[4:9, columns].any()
+    for columns, gone in left:
+        seen = np.concatenate([np.delete(x, gone, axis=0) for x in raw])
+        x = np.concatenate([np.delete(corpus.train.features(i), gone, axis=0) for i in range(6)])
+        assert not corpus.train.features(3)[gone, columns].any()
+        assert not corpus.dev.features(1)[gone, columns].any()
         np.testing.assert_allclose(x[:, columns].std(axis=0), 1, atol=1e-4)
         np.testing.assert_allclose(corpus.train.normalisation.mean[columns], seen[:, columns].mean(axis=0), rtol=1e-5)
     assert corpus.train.features(3)[4:9, 162:225].all(), "the other hand was seen"
@@ -131,19 +134,69 @@ def test_a_missing_hand_is_zero_and_does_not_count(tmp_path: Path, width: int) -
 def test_detection_masks_name_missing_parts(tmp_path: Path) -> None:
     folder, rng = write_corpus(tmp_path, width=6516, frames=12), np.random.default_rng(3)
     columns = {"pose": (0, 33), "left": (501, 522), "right": (522, 543), "face": (33, 501)}
+    frames_of = [1, 2, 3, 1]  # how many a position, a velocity, an acceleration and a copy are made of
     starts = {"pose": (0, 99), "left": (99, 162), "right": (162, 225), "face": (225, 1629)}
     for i in range(6):
         masks = np.ones((12, 543), dtype=bool)
-        for frame, (a, b) in enumerate(columns.values()):
+        for frame, (a, b) in enumerate(columns.values(), start=3):
             masks[frame, a:b] = False
         write_sequence(train_file(folder, i), landmarks(12, 6516, rng), masks)
     x = load(folder).train.features(0)
-    for frame, part in enumerate(columns):
-        for block in range(4):
-            for name, (a, b) in starts.items():
+    for lost, (name, (a, b)) in enumerate(starts.items(), start=3):
+        for block, made_of in enumerate(frames_of):
+            gone = {*range(made_of - 1), *range(lost, lost + made_of)}
+            for frame in range(12):
                 values = x[frame, 1629 * block + a : 1629 * block + b]
-                assert values.any() == (name != part), (frame, block, name)
+                assert values.any() == (frame not in gone), (frame, block, name)
+    assert x[9:].all()
+
+
+def test_a_reappearing_hand_is_no_velocity(tmp_path: Path) -> None:
+    config = GeneratedConfig(train=8, dev=1, glosses=6, width=6516)
+    lost, kept = (load(generate(config.model_copy(update={"missing_hands": share}), tmp_path)) for share in (0.1, 0.0))
+    assert lost.facts["missing"]["left hand"] > 0.2
+    for block in (1629, 2 * 1629):  # velocity, acceleration
+        hand = slice(block + 102, block + 162)  # without its wrist, whose depth is constant
+        ratio = kept.train.normalisation.scale[hand] / lost.train.normalisation.scale[hand]
+        assert 0.7 < np.median(ratio) < 1.4, "jumps from and to zero would give several times the deviation"
+    still = lost.train.normalisation
+    np.testing.assert_array_equal(still.mean[:1629], still.mean[-1629:])
+    np.testing.assert_array_equal(still.scale[:1629], still.scale[-1629:])
+
+
+def test_a_velocity_of_zero_is_seen_where_its_landmarks_are(tmp_path: Path) -> None:
+    folder, rng = write_corpus(tmp_path, width=6516, frames=8), np.random.default_rng(6)
+    for i in range(6):
+        x = landmarks(8, 6516, rng)
+        x[4, 1629 + 99 : 1629 + 162] = 0  # the hand rests
+        write_sequence(train_file(folder, i), x)
+    x = load(folder).train.features(0)[:, 1629 + 99 : 1629 + 162]
     assert x[4].all()
+    assert not x[0].any()
+
+
+@pytest.mark.parametrize("modalities", [None, {"first": 2, "rest": 4}])
+def test_frames_of_zeros_are_missing_only_in_landmarks(tmp_path: Path, modalities: dict[str, int] | None) -> None:
+    folder = write_corpus(tmp_path)
+    for file in (folder / "features").rglob("*.npz"):
+        write_sequence(file, np.tile(np.array([[0.0], [5.0]], np.float32), (20, 6)))
+    corpus = load(folder, modalities=modalities)
+    np.testing.assert_array_equal(corpus.train.features(0), np.tile([[-1.0], [1.0]], (20, 6)))
+    assert corpus.facts["missing"] == {}
+    assert corpus.facts["constant_dimensions"] == []
+
+
+def test_a_split_of_ones_own_leaves_landmarks_what_they_are(tmp_path: Path) -> None:
+    folder, rng = write_corpus(tmp_path, width=225), np.random.default_rng(7)
+    masks = np.ones((40, 543), dtype=bool)
+    masks[10:20, 501:522] = False
+    for i in range(6):
+        write_sequence(train_file(folder, i), landmarks(40, 225, rng), masks)
+    known, own = load(folder), load(folder, modalities={"pose": 99, "left": 63, "right": 63})
+    assert [m.width for m in own.modalities] == [99, 63, 63]
+    assert own.facts["missing"] == known.facts["missing"] == {"left hand": pytest.approx(1 / 4)}
+    np.testing.assert_array_equal(own.train.features(0), known.train.features(0))
+    assert not own.train.features(0)[10:20, 99:162].any()
 
 
 def test_one_seen_landmark_is_enough(tmp_path: Path) -> None:
@@ -279,6 +332,8 @@ def test_a_test_split_is_optional(tmp_path: Path) -> None:
     corpus = load(folder)
     assert corpus.test is not None
     assert corpus.test.references == ("B A", "X")
+    (folder / "annotations" / "test.corpus.csv").write_text(HEADER + "\n", encoding="utf-8")
+    refused(folder, "test.corpus.csv", "no sentences below its first line; delete it to go without a test split")
     shutil.rmtree(folder / "features" / "test")
     assert load(folder).test is None
 
@@ -294,7 +349,7 @@ def test_bom_crlf_quotes_more_columns_and_no_signer(tmp_path: Path) -> None:
     assert corpus.train.references == ('"A B', "C A")
     assert corpus.train.signers == ("unknown", "unknown")
     assert any("names no signer" in note for note in corpus.notes)
-    assert any("4 feature files have no annotation and are not used (train-2, train-3, train-4, ...)" in note
+    assert any("4 feature files have no annotation and are not used (train-2, train-3, train-4, train-5)" in note
                for note in corpus.notes)  # fmt: skip
 
 
@@ -342,6 +397,12 @@ def test_broken_feature_files_are_named(tmp_path: Path) -> None:
         refused(folder, str(file), "cannot be read as npz", "write it again")
     written(features=np.array([[1, "a", None]], dtype=object))
     refused(folder, str(file), "cannot be read as npz", "allow_pickle=False")
+    written(features=x)
+    locked = bytearray(file.read_bytes())
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        locked[locked.index(header) + flags] |= 1
+    file.write_bytes(locked)
+    refused(folder, str(file), "cannot be read as npz", "encrypted", "write it again")
     written(landmarks=x)
     refused(folder, str(file), "no array 'features' (it has landmarks)", "np.savez")
     for wrong in (x[0], x[None], x[:, :0], x.astype(str), x > 0, x * 1j):
@@ -352,6 +413,16 @@ def test_broken_feature_files_are_named(tmp_path: Path) -> None:
     with file.open("wb") as bare:
         np.save(bare, x)
     refused(folder, str(file), "cannot be read as npz (it holds one bare array)")
+
+
+def test_an_error_without_a_message_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_corpus(tmp_path)
+
+    def torn(*_: object, **__: object) -> None:
+        raise EOFError  # as zipfile does where a file ends too early
+
+    monkeypatch.setattr(np, "load", torn)
+    refused(folder, str(train_file(folder)), "cannot be read as npz (EOFError)")
 
 
 @pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (1e39, "1e+39")])
@@ -396,6 +467,18 @@ def test_ids_without_features_are_counted_up_to_one_percent(tmp_path: Path) -> N
     refused(folder, "3 of 200 ids of train.corpus.csv have no features (train-5, train-7, train-9)", "1%")
 
 
+def test_long_lists_are_cut_in_notes_and_whole_in_facts(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path, {"train": ["A"] * 12 + ["A B C"] * 10, "dev": ["A"]}, frames=8, width=2)
+    corpus = load(folder)
+    ids = [f"train-{i}" for i in range(12, 22)]
+    assert any(note.endswith(f"are excluded ({', '.join(ids)}).") for note in corpus.notes)
+    for i in range(12):
+        train_file(folder, 30 + i).write_bytes(b"")
+    corpus = load(folder)
+    assert any(note.endswith(", train-39 and 2 more).") for note in corpus.notes)
+    assert corpus.facts["splits"]["train"]["unannotated"] == [f"train-{30 + i}" for i in range(12)]
+
+
 def test_empty_targets_are_dropped_and_counted(tmp_path: Path) -> None:
     texts = {"train": ["A1 B1", "IX __ON__", "", "B1"], "dev": ["A1", "loc-X"]}
     corpus = load(write_corpus(tmp_path, texts), filter="phoenix-si5")
@@ -421,7 +504,10 @@ def test_infeasible_sentences_leave_train_but_count_for_wer(tmp_path: Path) -> N
     assert facts["train"]["infeasible"] == ["train-1", "train-2", "train-3"]
     assert facts["dev"]["short"] == ["dev-3"]
     assert any("too short for their target at output stride 4 and are excluded" in note for note in corpus.notes)
-    assert any("shorter than one output frame (4 frames)" in note for note in corpus.notes)
+    assert (
+        "dev: 1 of 4 sentences are shorter than one output frame (4 frames) and are left out of WER and loss (dev-3)."
+        in corpus.notes
+    )
     assert load_corpus(CorpusConfig(path=folder), stride=1).train.feasible.tolist() == [True] * 6
 
 
@@ -439,6 +525,13 @@ def test_dev_words_out_of_the_vocabulary_stay_errors_of_the_model(tmp_path: Path
     assert corpus.dev.references == ("A X B", "X Y", "A A")
     assert [t.tolist() for t in corpus.dev.targets] == [[1, 2], [], [1, 1]]
     assert corpus.dev.feasible.tolist() == [True, False, True]
+    assert corpus.facts["splits"]["dev"]["unknown"] == ["dev-1"]
+    assert corpus.facts["splits"]["dev"]["infeasible"] == []
+    assert (
+        "dev: 1 of 3 sentences hold no word of the vocabulary and are kept for WER but not for the loss (dev-1)."
+        in (corpus.notes)
+    )
+    assert not any("too short" in note for note in corpus.notes)
     assert "dev: 3 of 7 words (42.86%) are out of the vocabulary (X, Y)." in corpus.notes
 
 
@@ -462,7 +555,8 @@ def test_a_few_unknown_words_of_train_are_dropped(tmp_path: Path) -> None:
     Vocabulary(("<blank>", "A", "B")).to_file(file)
     corpus = load(folder, vocabulary=file)
     assert len(corpus.train) == 100
-    assert corpus.facts["splits"]["train"]["empty"] == ["train-100"]
+    assert corpus.facts["splits"]["train"]["unknown"] == ["train-100"]
+    assert "train: 1 of 101 sentences hold no word of the vocabulary and are excluded (train-100)." in corpus.notes
 
 
 def test_nothing_left_is_refused(tmp_path: Path) -> None:
@@ -525,8 +619,8 @@ def test_the_cache_saves_the_scan_and_nothing_else(tmp_path: Path) -> None:
     assert scanned().hash != first.hash
     assert seen
     config = CorpusConfig(path=folder, modalities={"a": 3, "b": 3})
-    scanned()
-    assert seen
+    assert [m.width for m in scanned().modalities] == [3, 3]
+    assert not seen, "statistics do not depend on how the columns are split"
 
 
 def test_torn_and_foreign_cache_files_are_not_trusted(tmp_path: Path) -> None:

@@ -437,3 +437,21 @@ def test_every_example_begins_with_the_original_and_the_fixed_configuration(file
 
 def test_there_are_examples() -> None:
     assert (EXAMPLES / "demo.yaml").is_file()
+
+
+def test_a_named_trial_may_set_its_seeds_even_to_zero() -> None:
+    spec = SweepSpec.model_validate(
+        {"name": "s", "corpus": "x", "seed": 3, "first_trials": {"mine": {"seed": 0, "data_seed": 0}}}
+    )
+    (plan,) = spec.planned()
+    config = spec.training(0, plan.hyperparameters, plan.overrides)
+    assert (config.seed, config.data_seed, plan.in_space) == (0, 0, False)
+
+
+def test_what_a_named_trial_does_not_name_is_moved_into_the_space() -> None:
+    spec = SweepSpec.model_validate(
+        {"name": "s", "corpus": "x", "trainer": {"epochs": 20}, "first_trials": {"mine": {"learning_rate": 1e-3}}}
+    )
+    (plan,) = spec.planned()
+    assert plan.hyperparameters["patience"] == 10  # the trainer's 30 is above half the epochs
+    assert plan.in_space
