@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from model.data import CorpusError
+from model.annotations import CorpusError
 from model.diagnosis import takeoff_epoch
 from sweeps import display, runner, service
 from sweeps.errors import SweepError

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.data import Corpus, CorpusConfig, CorpusError, load_corpus
+from model.annotations import CorpusError
+from model.data import Corpus, CorpusConfig, load_corpus
 from model.probes import constant_sentence
 from model.synthetic import generate
 from sweeps.errors import SpecChanged, SweepNotFound

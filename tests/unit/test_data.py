@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 import model.data
-from model.data import CorpusConfig, CorpusError, Modality, epoch_order, load_corpus, make_batch
+from model.annotations import CorpusError
+from model.data import CorpusConfig, epoch_order, load_corpus, make_batch
+from model.features import Modality
 from model.synthetic import GeneratedConfig, generate
 from model.vocabulary import Vocabulary
 from tests.corpora import HEADER, SHARED, write_corpus, write_sequence

@@ -134,7 +134,7 @@ def test_no_word_breaks_out_of_powershells_quotes(words: list[str]) -> None:
 
 def test_the_interpreter_is_named_in_full_where_no_environment_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
     def words(found: str | None) -> list[str]:
-        monkeypatch.setattr(shutil, "which", lambda name: found)
+        monkeypatch.setattr(shutil, "which", lambda name, path=None: None if path else found)
         return shlex.split(train_command(TrainingConfig(), CORPUS, Path("out")))
 
     assert words(None)[0] == sys.executable

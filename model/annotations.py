@@ -1,0 +1,160 @@
+"""What a corpus folder says before any feature is read: where it lies, its PHOENIX CSVs, which files belong to them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+SPLITS = ("train", "dev", "test")
+MISSING_SHARE = 0.01
+"""More ids without features, or more words of train out of the vocabulary, than this share stop the load."""
+
+
+class CorpusError(ValueError):
+    """The corpus breaks a rule; the message names the file, the value, the rule and the way out."""
+
+
+def locate(corpus: Path, annotations: Path | None) -> tuple[Path, Path]:
+    """The folder of train/ dev/ test/ and the folder of the CSVs, looked for where `annotations` is None.
+
+    Raises:
+        CorpusError: one of them is not there, or several hold a train*.csv.
+    """
+    path = corpus.resolve()
+    if not path.is_dir():
+        raise CorpusError(f"{corpus}: there is no such folder; name the one that holds features/ or train/")
+    folder = path / "features" if (path / "features").is_dir() else path
+    if not (folder / "train").is_dir():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+        raise CorpusError(
+            f"{folder}: holds no train/ (it holds {found}); name the folder that holds features/train or train"
+        )
+    if annotations is not None:
+        if not annotations.is_dir():
+            raise CorpusError(f"{annotations}: there is no such folder; name the one that holds the CSVs")
+        return folder, annotations.resolve()
+    for place in (folder, *folder.parents[:3]):
+        for pattern in ("annotations", "annotations/manual", "raw_data/*/annotations/manual"):
+            found_in = [p for p in sorted(place.glob(pattern)) if any(p.glob("train*.csv"))]
+            if len(found_in) > 1:
+                raise CorpusError(
+                    f"{place}: annotations lie in {', '.join(map(str, found_in))}; say which with annotations"
+                )
+            if found_in:
+                return folder, found_in[0]
+    raise CorpusError(
+        f"{corpus}: no annotations/ with a train*.csv lies in it or beside it; name their folder with annotations"
+    )
+
+
+def _find_csv(annotations: Path, split: str) -> Path | None:
+    for pattern in (f"{split}.corpus.csv", f"{split}.*.corpus.csv", f"{split}*.csv"):
+        found = sorted(annotations.glob(pattern))
+        if len(found) > 1:
+            raise CorpusError(
+                f"{annotations}: {', '.join(p.name for p in found)} could all be {split}; "
+                f"leave one, or name one {split}.corpus.csv"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+class Row(NamedTuple):
+    """A sentence as its CSV has it."""
+
+    id: str
+    signer: str  # "unknown" where the CSV names none
+    annotation: str
+
+
+def _read_csv(file: Path) -> list[Row]:
+    """The sentences of a split: columns id and annotation; signer where there is one; others are not read."""
+    rows: dict[str, Row] = {}
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            table = csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE)
+            header = [name.strip() for name in next(table, [])]
+            for column in ("id", "annotation"):
+                if column not in header:
+                    raise CorpusError(
+                        f"{file}: has no column {column!r} (it has {', '.join(header) or 'none'}); "
+                        "the first line reads id|folder|signer|annotation"
+                    )
+            for cells in table:
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise CorpusError(
+                        f"{file}: line {table.line_num} has {len(cells)} cells, the header {len(header)}; "
+                        "cells are parted by | and may not hold one"
+                    )
+                row = dict(zip(header, map(str.strip, cells), strict=True))
+                name = row["id"]
+                if name in rows:
+                    raise CorpusError(f"{file}: line {table.line_num} repeats the id {name!r}; an id names one file")
+                if name in ("", ".", "..") or any(c in name for c in "/\\:\0"):
+                    raise CorpusError(
+                        f"{file}: line {table.line_num} has the id {name!r}; an id is a file's name without .npz, "
+                        "not a path"
+                    )
+                rows[name] = Row(name, row.get("signer") or "unknown", row["annotation"])
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{file}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except csv.Error as error:
+        raise CorpusError(f"{file}: cannot be read as a table ({error}); it is text parted by |") from error
+    except OSError as error:
+        raise CorpusError(f"{file}: cannot be read ({error.strerror}); check the file") from error
+    return list(rows.values())
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a split's CSV and folder say before any feature is read."""
+
+    name: str
+    csv: Path
+    rows: list[Row]
+    files: dict[str, Path]  # by id, in the order of the rows; an id without features is absent
+    unannotated: list[str]
+
+    @property
+    def first(self) -> Path:
+        """The file whose width all others must have."""
+        return next(iter(self.files.values()))
+
+
+def list_split(name: str, folder: Path, annotations: Path) -> Listing | None:
+    """The sentences of a split and their files; None where there is no test split.
+
+    Raises:
+        CorpusError: the CSV or the folder is not there or breaks a rule, or too many ids have no features.
+    """
+    table, place = _find_csv(annotations, name), folder / name
+    if name == "test" and (table is None or not place.is_dir()):
+        return None
+    if table is None:
+        raise CorpusError(f"{annotations}: there is no {name}.corpus.csv nor any {name}*.csv; train and dev need one")
+    if not place.is_dir():
+        raise CorpusError(f"{place}: there is no such folder; the features of {table.name} belong there")
+    rows = _read_csv(table)
+    if not rows:
+        way_out = "delete it to go without a test split" if name == "test" else "train and dev need some"
+        raise CorpusError(f"{table}: has no sentences below its first line; {way_out}")
+    present = {p.stem: p for p in place.glob("*.npz") if not p.name.startswith(".")}
+    files = {row.id: present.pop(row.id) for row in rows if row.id in present}
+    missing = [row.id for row in rows if row.id not in files]
+    if len(missing) > MISSING_SHARE * len(rows):
+        raise CorpusError(
+            f"{place}: {len(missing)} of {len(rows)} ids of {table.name} have no features ({some(missing)}); at most "
+            f"{MISSING_SHARE:.0%} may be missing, so extract them or delete their lines"
+        )
+    return Listing(name, table, rows, files, sorted(present))
+
+
+def some(items: Sequence[str], most: int = 3) -> str:
+    """The first items in words, and how many more there are."""
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
