@@ -189,7 +189,7 @@ def test_the_commands_page_has_every_option_of_the_trainer() -> None:
 
 
 DATA = {"counts", "hyperparameters", "overrides", "evidence"}  # of trials
-DATA |= {"sentences", "modalities", "notes", "space", "first_trials"}  # of a dry run
+DATA |= {"sentences", "modalities", "notes", "splits", "space", "first_trials"}  # of a dry run
 """Their own keys are data: names of trials, say."""
 
 
