@@ -130,6 +130,7 @@ def test_it_is_few_processes(server: LocalServer) -> None:
     assert len(server._tree) == 2
 
 
+@pytest.mark.slow
 def test_two_servers_share_a_folder(server: LocalServer, second: Parent, home: Path) -> None:
     assert second.url != server.url
     runs = [open_experiment(url, "shared").run("shared/1", "first", 1_000) for url in (server.url, second.url)]
@@ -155,6 +156,7 @@ def test_two_servers_share_a_folder(server: LocalServer, second: Parent, home: P
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends the signal of a POSIX terminal")
 def test_ctrl_c_ends_the_parents_work_and_not_the_server(second: Parent) -> None:
     assert second.process.stdout is not None
@@ -165,6 +167,7 @@ def test_ctrl_c_ends_the_parents_work_and_not_the_server(second: Parent) -> None
     assert all(process.is_running() for process in second.tree)
 
 
+@pytest.mark.slow
 def test_it_never_outlives_its_parent_and_its_writer_hears_of_it(server: LocalServer, second: Parent) -> None:
     here, there = (open_experiment(url, "death").run("death/1", "first", 1_000) for url in (server.url, second.url))
     second.process.kill()
@@ -194,6 +197,7 @@ def test_a_file_that_is_no_database_is_said_at_once(tmp_path: Path) -> None:
         pytest.fail("started on a text file")
 
 
+@pytest.mark.slow
 def test_the_log_says_why_it_did_not_start(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")

@@ -62,7 +62,7 @@ def test_also_where_its_parent_has_not_looked(child: subprocess.Popen[bytes]) ->
 def test_a_process_id_that_was_used_again_is_another_process(child: subprocess.Popen[bytes]) -> None:
     begun = psutil.Process(child.pid).create_time()
     runner = runner_of(child.pid)
-    assert is_known_dead(replace(runner, id=f"host-{child.pid}-{begun - 60:.2f}"))
+    assert is_known_dead(replace(runner, id=f"host-{child.pid}-{begun - 600:.2f}"))
     assert not is_known_dead(replace(runner, id=f"host-{child.pid}-{begun - 1:.2f}")), "clocks are set"
 
 
