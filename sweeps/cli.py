@@ -187,8 +187,16 @@ def run_prepared(
             finish_mirror(mirror)
         hold.close()  # looking at the dashboard spends none of the sweep's hours
         sweep = service.find_sweep(store, spec.name)
-        print_outcome(store, sweep, prepared, home, database, tracking_uri, tracking, as_json, words)
-        if not stop.is_set() and not as_json and display.interactive() and tracking.pages:
+        stays_open = not stop.is_set() and not as_json and display.interactive() and bool(tracking.pages)
+        # A local server that ends with this command has no address to print.
+        address = f"{dashboard(store, sweep, tracking)}\n  " if stays_open or tracking_uri else ""
+        command = service.ui_command(sweep.name, home, database, tracking_uri)
+        print_outcome(store, sweep, prepared, f"{address}open again with: {command}", words)
+        if as_json:
+            rows = store.trials(sweep.id)
+            what = result(sweep, rows, spec, prepared.corpus_config, tracking.shown, command)
+            print(json.dumps(what, allow_nan=False), flush=True)
+        if stays_open:
             print("\nThe dashboard stays open until Enter or Ctrl-C.", flush=True)
             wait_for_enter(stop)
     if sweep.state == "FAILED":
@@ -250,26 +258,10 @@ def dashboard(store: Store, sweep: SweepRow, tracking: Tracking) -> str:
 
 
 def print_outcome(
-    store: Store,
-    sweep: SweepRow,
-    prepared: service.Prepared,
-    home: Home,
-    database: str | None,
-    given_uri: str | None,
-    tracking: Tracking,
-    as_json: bool,
-    words: TextIO,
+    store: Store, sweep: SweepRow, prepared: service.Prepared, dashboard_lines: str, words: TextIO
 ) -> None:
-    rows = store.trials(sweep.id)
-    command = service.ui_command(sweep.name, home, database, given_uri)
-    stays = (display.interactive() and not as_json) or given_uri
-    link = f"{dashboard(store, sweep, tracking)}\n  " if stays else ""
-    display.print_summary(
-        sweep, rows, store.epochs, best_command(sweep, store, prepared), f"{link}open again with: {command}", words
-    )
-    if as_json:
-        what = result(sweep, rows, prepared.spec, prepared.corpus_config, tracking.shown, command)
-        print(json.dumps(what, allow_nan=False), flush=True)
+    rows, command = store.trials(sweep.id), best_command(sweep, store, prepared)
+    display.print_summary(sweep, rows, store.epochs, command, dashboard_lines, words)
 
 
 def wait_for_enter(stop: threading.Event) -> None:
