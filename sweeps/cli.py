@@ -159,7 +159,9 @@ def run_prepared(
     trials = store.trials(sweep.id)
     with ExitStack() as stack:
         hold = stack.enter_context(ExitStack())
-        if work := runner.has_work(replace(sweep, budget=spec.budget.model_dump()), trials):
+        # Not over, though nothing is left to do: its runner was killed between the last trial and the end.
+        work = runner.has_work(replace(sweep, budget=spec.budget.model_dump()), trials) or not sweep.state.terminal
+        if work:
             me = this_runner()  # held first: nothing of a sweep that another process runs is changed
             hold.enter_context(runner.holding(store, sweep, me))
         tracking = stack.enter_context(tracking_server(home, tracking_uri))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from model.types import METRICS, TrainingConfig
+from sweeps.states import SweepState
+from sweeps.store import Store
 from tests.acceptance.commands import (
     check_everything_arrived,
     environment,
@@ -158,6 +161,17 @@ def test_the_same_command_again_finishes_at_once(finished: Finished, tmp_path: P
     moved = {"tracking_uri", "ui_command", "best"}  # they name the home
     assert {k: v for k, v in again.items() if k not in moved} == {k: v for k, v in first.items() if k not in moved}
     assert read(home)[0].seconds == read(finished.home)[0].seconds, "the budget of hours was spent on nothing"
+    check_everything_arrived(home)
+
+
+@pytest.mark.slow
+def test_a_runner_killed_after_the_last_trial_leaves_nothing_open(finished: Finished, tmp_path: Path) -> None:
+    """Nothing is left to train, yet the sweep says RUNNING: running it again closes it."""
+    home = finished.copy(tmp_path)
+    with closing(Store(f"sqlite:///{(home / 'sweeps.db').as_posix()}")) as store:
+        store.set_sweep_state(store.sweeps()[0].id, SweepState.RUNNING)
+    result = run(home, finished.folder, "run", finished.spec, "--json").result()
+    assert (result["state"], result["trials"]) == ("COMPLETE", finished.command.result()["trials"])
     check_everything_arrived(home)
 
 
