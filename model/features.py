@@ -96,7 +96,7 @@ def read_features(file: Path) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     Raises:
         CorpusError: the file cannot be read, or the arrays break a rule.
     """
-    way_out = "write it again, or delete it: an id without features is counted and left out"
+    way_out = "write it again, or delete it and its line in the CSV"
     try:
         with open_npz(file) as stored:
             if "features" not in stored:

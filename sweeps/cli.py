@@ -121,6 +121,8 @@ def run(
         if as_json:
             print(json.dumps(report))
         return
+    if tracking_uri:
+        check_server(tracking_uri)  # before anything is written
     with stopping() as stop, opened(where, database) as store:
         sweep = service.open_sweep(store, prepared)
         outcome = run_prepared(store, sweep, prepared, where, database, tracking_uri, stop, as_json, words)
@@ -183,7 +185,8 @@ def run_prepared(
                     scans=home.scans,
                     log=home.logs(spec.name),
                 )
-                with display.view(store.epochs, plain=as_json, out=words) as view:
+                seen = {t.id: t.epochs for t in trials if not t.state.terminal}
+                with display.view(store.epochs, plain=as_json, out=words, seen=seen) as view:
                     runner.run(store, sweep, spec, job, me, mirror, view, stop)
         finally:
             finish_mirror(mirror)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TextIO
 
 from rich.console import Console, Group
@@ -23,9 +24,10 @@ Epochs = Callable[[int], list[EpochRow]]
 class PlainLog:
     """One line for each epoch and each change of a trial."""
 
-    def __init__(self, epochs: Epochs, out: TextIO) -> None:
+    def __init__(self, epochs: Epochs, out: TextIO, seen: Mapping[int, int] = MappingProxyType({})) -> None:
+        """`seen`: epochs of each trial, by id, that an earlier run of the sweep has told."""
         self._epochs, self._out = epochs, out
-        self._seen: dict[int, int] = {}
+        self._seen = dict(seen)
         self._states: dict[int, TrialState] = {}
         self._note = ""
         self._first = True
@@ -37,9 +39,10 @@ class PlainLog:
             if known is None and trial.state is TrialState.WAITING:
                 continue
             if known is None:  # what was over before we looked is told in a line
-                self._seen[trial.id] = trial.epochs if self._first and trial.state.terminal else 0
+                self._seen.setdefault(trial.id, trial.epochs if self._first and trial.state.terminal else 0)
             if trial.state is TrialState.RUNNING and known is not TrialState.RUNNING and trial.hyperparameters:
-                self._say(f"{label}: running  {parameters(trial)}")
+                told = self._seen[trial.id]
+                self._say(f"{label}: running{f' on after epoch {told}' if told else ''}  {parameters(trial)}")
             elif known is None and trial.state is TrialState.RUNNING:
                 continue  # not asked yet
             if trial.epochs > self._seen[trial.id]:
@@ -143,11 +146,13 @@ def trial_table(
 
 
 @contextmanager
-def view(epochs: Epochs, *, plain: bool, out: TextIO) -> Iterator[PlainLog | LiveTable]:
+def view(
+    epochs: Epochs, *, plain: bool, out: TextIO, seen: Mapping[int, int] = MappingProxyType({})
+) -> Iterator[PlainLog | LiveTable]:
     """The right one of the two for where the output goes."""
     console = Console(file=out, markup=False, emoji=False, highlight=False)
     if plain or not console.is_terminal:
-        yield PlainLog(epochs, out)
+        yield PlainLog(epochs, out, seen)
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         yield LiveTable(epochs, live)
@@ -166,7 +171,8 @@ def print_summary(
     def say(text: str) -> None:
         console.print(text, soft_wrap=True)
 
-    say(f"\nSweep {sweep.name}: {sweep.state.value}, {sweep.reason}. {sweep.seconds:.0f} s in all.")
+    state = ", ".join(filter(None, [sweep.state.value, sweep.reason]))
+    say(f"\nSweep {sweep.name}: {state}. {sweep.seconds:.0f} s in all.")
     say(f"The best constant sentence ({sweep.facts['constant_sentence']!r}) scores {sweep.facts['constant_wer']:.1%}.")
     if best is not None:
         say(f"Best: trial {trial_label(best)}, dev WER {best.best_wer:.1%} at epoch {best.best_epoch}.")

@@ -21,6 +21,13 @@ COLLAPSED = {"never_learned", "collapsed"}
 """To a person both of these read "collapsed"."""
 
 
+ALWAYS_SAID = (
+    *("seed", "data_seed", "threads", "epochs", "batch_size"),
+    *("learning_rate", "warmup_start_factor", "dropout", "patience"),
+)
+"""Options that a printed command names even where they have their defaults."""
+
+
 def trial_label(trial: TrialRow) -> str:
     """The trial's number, and its name if it has one."""
     return f"{trial.number} {trial.name}" if trial.name else str(trial.number)
@@ -47,8 +54,8 @@ def train_command(config: TrainingConfig, corpus: CorpusConfig, output: Path) ->
         words += ["--filter", corpus.filter]
     if corpus.modalities:
         words += ["--modalities", ",".join(f"{name}={width}" for name, width in corpus.modalities.items())]
-    # Seeds and threads stand there even at their defaults: they make the losses come out the same to the bit.
-    chosen = {"seed": config.seed, "data_seed": config.data_seed, "threads": config.threads, **config.changed()}
+    # What decides the losses to the bit, and what the sweep searched, stands there even at its default.
+    chosen = {**{name: getattr(config, name) for name in ALWAYS_SAID}, **config.changed()}
     for name, value in chosen.items():
         words += [f"--{name}", repr(value) if isinstance(value, float) else str(value)]
     words += ["--output_dir", str(output)]

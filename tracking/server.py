@@ -190,7 +190,9 @@ def _check_http(uri: str, timeout: float) -> None:
             params={"max_results": 1},
         )
     except MlflowException:  # not chained: its text may show the URI's password
-        raise TrackingUnavailable(f"no MLflow server answers at {where} within {timeout:g} s: {way_out}") from None
+        raise TrackingUnavailable(
+            f"no MLflow server answers at {where} (asked for up to {timeout:g} s): {way_out}"
+        ) from None
     if answer.status_code == 401:
         way_out = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     elif answer.status_code == 403:

@@ -93,6 +93,16 @@ def test_a_trial_handed_back_goes_on_where_it_was() -> None:
     assert [line[:16] for line in log.update(trial_row(0, epochs=2))] == ["trial 0: running", "trial 0: epoch 2"]
 
 
+def test_a_run_that_goes_on_does_not_tell_the_old_epochs_again() -> None:
+    log = Log()
+    log.log = PlainLog(lambda _: list(log.rows), log.out, seen={100: 2})
+    log.rows = [epoch_row(1), epoch_row(2)]
+    (line,) = log.update(trial_row(0, epochs=2))
+    assert line.startswith("trial 0: running on after epoch 2")
+    log.rows.append(epoch_row(3))
+    assert [line[:16] for line in log.update(trial_row(0, epochs=3))] == ["trial 0: epoch 3"]
+
+
 def test_trouble_is_said_once_and_its_end_too() -> None:
     log = Log()
     assert log.update(note="MLflow is away") == ["MLflow is away"]

@@ -73,9 +73,12 @@ def test_the_command_is_the_config_to_the_bit(config: TrainingConfig) -> None:
     assert parsed(train_command(config, CORPUS, Path("out")))[1] == config
 
 
-def test_seeds_and_threads_stand_there_even_at_their_defaults() -> None:
+def test_what_decides_the_losses_stands_there_even_at_its_default() -> None:
     command = train_command(TrainingConfig(), CORPUS, Path("out"))
-    assert command.endswith("--data_dir /data/x --seed 0 --data_seed 0 --threads 1 --output_dir out")
+    assert command.endswith(
+        "--data_dir /data/x --seed 0 --data_seed 0 --threads 1 --epochs 24 --batch_size 4 --learning_rate 0.0005 "
+        "--warmup_start_factor 1.0 --dropout 0.1 --patience 30 --output_dir out"
+    )
 
 
 ODD = ["with space", "it's", 'say "hi"', "$HOME", "back\\slash", "*?;&|<>()", "ü 手", "#x", "tab\tx", "-dash"]
