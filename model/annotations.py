@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -117,6 +117,7 @@ class Listing:
 
     name: str
     csv: Path
+    place: Path  # where the features lie
     rows: list[Row]
     files: dict[str, Path]  # by id, in the order of the rows; an id without features is absent
     unannotated: list[str]
@@ -126,33 +127,55 @@ class Listing:
         """The file whose width all others must have."""
         return next(iter(self.files.values()))
 
+    @property
+    def missing(self) -> list[str]:
+        """Ids without features."""
+        return [row.id for row in self.rows if row.id not in self.files]
+
 
 def list_split(name: str, folder: Path, annotations: Path) -> Listing | None:
-    """The sentences of a split and their files; None where there is no test split.
+    """The sentences of a split and their npz files in `folder`/`name`; None where there is no test split.
 
     Raises:
-        CorpusError: the CSV or the folder is not there or breaks a rule, or too many ids have no features.
+        CorpusError: the CSV or the folder is not there or breaks a rule.
     """
-    table, place = _find_csv(annotations, name), folder / name
-    if name == "test" and (table is None or not place.is_dir()):
+    place = folder / name
+    present = {p.stem: p for p in place.glob("*.npz") if not p.name.startswith(".")} if place.is_dir() else None
+    return listing_of(name, annotations, place, present)
+
+
+def listing_of(name: str, annotations: Path, place: Path, present: Mapping[str, Path] | None) -> Listing | None:
+    """The sentences of a split; `present` are the features there are, by id, None if not even a place for them.
+
+    Raises:
+        CorpusError: see `list_split`.
+    """
+    table = _find_csv(annotations, name)
+    if name == "test" and (table is None or present is None):
         return None
     if table is None:
         raise CorpusError(f"{annotations}: there is no {name}.corpus.csv nor any {name}*.csv; train and dev need one")
-    if not place.is_dir():
+    if present is None:
         raise CorpusError(f"{place}: there is no such folder; the features of {table.name} belong there")
     rows = _read_csv(table)
     if not rows:
         way_out = "delete it to go without a test split" if name == "test" else "train and dev need some"
         raise CorpusError(f"{table}: has no sentences below its first line; {way_out}")
-    present = {p.stem: p for p in place.glob("*.npz") if not p.name.startswith(".")}
-    files = {row.id: present.pop(row.id) for row in rows if row.id in present}
-    missing = [row.id for row in rows if row.id not in files]
-    if len(missing) > MISSING_SHARE * len(rows):
+    files = {row.id: present[row.id] for row in rows if row.id in present}
+    return Listing(name, table, place, rows, files, sorted(present.keys() - files.keys()))
+
+
+def check_coverage(listing: Listing) -> None:
+    """
+    Raises:
+        CorpusError: too many ids have no features.
+    """
+    missing, n = listing.missing, len(listing.rows)
+    if len(missing) > MISSING_SHARE * n:
         raise CorpusError(
-            f"{place}: {len(missing)} of {len(rows)} ids of {table.name} have no features ({some(missing)}); at most "
-            f"{MISSING_SHARE:.0%} may be missing, so extract them or delete their lines"
+            f"{listing.place}: {len(missing)} of {n} ids of {listing.csv.name} have no features ({some(missing)}); at "
+            f"most {MISSING_SHARE:.0%} may be missing, so extract them or delete their lines"
         )
-    return Listing(name, table, rows, files, sorted(present))
 
 
 def some(items: Sequence[str], most: int = 3) -> str:

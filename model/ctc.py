@@ -7,22 +7,35 @@ if it had never stopped, bit for bit on one CPU.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from model.data import Batch, Corpus, Split, epoch_order, make_batch
-from model.decode import greedy_decode
-from model.encoder import Student
-from model.metrics import Spread, WordErrors, log_prob_spread, word_errors
+from model.data import Batch, Corpus, Split, check_fit, epoch_order, make_batch
+from model.diagnosis import takeoff_epoch
+from model.encoder import make_model, set_output_bias
+from model.evaluate import Evaluation, dev_metrics, evaluate, forward_of, sequence_losses, word_errors_of
+from model.floors import constant_posterior, floors
+from model.numerics import first_non_finite
+from model.probes import permuted_gap, swap_gap
 from model.schedule import learning_rate_at
 from model.types import EpochReport, Stopped, TrainingConfig, mixed_seed
+
+log = logging.getLogger(__name__)
+
+TRAIN_SAMPLE = 64
+"""Training sequences whose WER is measured after takeoff, to tell overfitting from a hard corpus."""
+
+STEP_SAMPLES = 4
+"""Updates of an epoch whose weight change is measured."""
 
 
 def ctc_loss_sum(log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
@@ -49,24 +62,35 @@ def pick_device(wanted: str) -> torch.device:
 
 
 class CTCTrainer:
-    """Trains the student on one corpus. See `model.types.Trainer` for the contract."""
+    """Trains the student on one corpus. See `model.types.Trainer` for the contract.
+
+    Raises:
+        CorpusError: too many targets do not fit the output stride.
+        ValueError: the device or the precision cannot be had.
+    """
 
     def __init__(self, config: TrainingConfig, corpus: Corpus) -> None:
         self.config, self.corpus = config, corpus
+        check_fit(corpus.train, config.output_stride)
         torch.set_num_threads(config.threads)
         self.device = pick_device(config.device)
         torch.manual_seed(mixed_seed(config.seed, "initialisation"))
-        self.model = Student(
-            [m.width for m in corpus.modalities],
-            len(corpus.vocabulary),
-            config.channels,
-            config.hidden,
-            config.lstm_layers,
-            config.dropout,
-        ).to(self.device)
-        # eps 1e-8: with 1e-3 the real step was twelve times smaller on this student. fused: 10-30 % faster steps.
+        self.model = make_model(config, [m.width for m in corpus.modalities], len(corpus.vocabulary))
+        if config.output_bias == "floor":
+            train = corpus.train
+            posterior = constant_posterior(
+                train.lengths // config.output_stride, train.targets, len(corpus.vocabulary)
+            )
+            set_output_bias(self.model, torch.from_numpy(posterior).log())
+        self.model.to(self.device)
+        self.forward = forward_of(self.model, self.device, config.precision)
+        # fused: 10-30 % faster steps.
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, eps=1e-8, weight_decay=config.weight_decay, fused=True
+            self.model.parameters(),
+            lr=config.learning_rate,
+            eps=config.adam_eps,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.epoch = 0
         self.step = 0
@@ -74,6 +98,7 @@ class CTCTrainer:
         self.updates = 0
         self.lr_time = 0.0
         self.dev_losses: list[float] = []
+        self.dev_wers: list[float] = []
 
     def train_epoch(self, should_stop: Callable[[], bool]) -> EpochReport:
         """Train one epoch and evaluate on dev.
@@ -84,25 +109,33 @@ class CTCTrainer:
         began = time.perf_counter()
         config, epoch = self.config, self.epoch + 1
         torch.manual_seed(mixed_seed(config.seed, "dropout", epoch))
+        # The order is drawn over all sequences, so that every trial sees the same batches whatever its stride.
+        fits = self.corpus.train.fits(config.output_stride)
         order = epoch_order(len(self.corpus.train), config.data_seed, epoch)
         batches = np.array_split(order, range(config.batch_size, len(order), config.batch_size))
         groups = [batches[i : i + config.accumulate] for i in range(0, len(batches), config.accumulate)]
+        sampled = set(((np.arange(STEP_SAMPLES) + 0.5) * len(groups) / STEP_SAMPLES).astype(int).tolist())
 
         self.model.train()
-        loss_sum, glosses, norms, skipped = 0.0, 0, [], 0
-        for group in groups:
+        loss_sum, glosses, norms, ratios, skipped, not_finite = 0.0, 0, [], [], 0, ""
+        for number, group in enumerate(groups):
             rate = learning_rate_at(self.updates, len(groups), self.dev_losses, config)
             self.optimizer.zero_grad(set_to_none=True)
             group_loss, group_glosses = 0.0, 0
             for indices in group:
                 if should_stop():
                     raise Stopped
-                batch = make_batch(self.corpus.train, indices)
+                self.step += 1
+                if not fits[indices].any():
+                    continue
+                batch = make_batch(self.corpus.train, indices[fits[indices]])
                 loss = self._loss(batch)
                 loss.backward()  # type: ignore[no-untyped-call]
                 group_loss += loss.item()
                 group_glosses += int(batch.target_lengths.sum())
-                self.step += 1
+            self.updates += 1
+            if not group_glosses:
+                continue
             # Nats per gloss over the whole group, so that accumulating equals one large batch.
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
@@ -111,25 +144,46 @@ class CTCTrainer:
             if np.isfinite(group_loss) and np.isfinite(norm):
                 for settings in self.optimizer.param_groups:
                     settings["lr"] = rate
+                before = [p.detach().clone() for p in self.model.parameters()] if number in sampled else None
                 self.optimizer.step()
+                if before is not None:
+                    ratios.append(self._rms_change(before) / rate)
                 self.lr_time += rate
                 norms.append(norm)
                 loss_sum += group_loss
                 glosses += group_glosses
             else:
+                not_finite = not_finite or self._where_not_finite(batch, epoch, number)
                 skipped += len(group)
-            self.updates += 1
 
+        evaluation = self.evaluate(self.corpus.dev, should_stop)
         metrics = {
             "train/loss": loss_sum / glosses if glosses else float("nan"),
+            "train/infeasible": float((~fits).sum()),
             "optim/lr": rate,
             "optim/grad_norm": float(np.mean(norms)) if norms else float("nan"),
-            **self.evaluate(self.corpus.dev, should_stop),
+            "optim/clipped": float(np.mean(np.array(norms) > config.clip_norm)) if norms else float("nan"),
+            "optim/skipped": float(skipped),
+            "optim/step_ratio": float(np.mean(ratios)) if ratios else float("nan"),
+            **dev_metrics(evaluation, self.corpus.dev.references, self.corpus.vocabulary),
         }
+        self.dev_wers.append(metrics["dev/wer"])
+        try:
+            metrics |= self._probe(evaluation, epoch, should_stop)
+        except Stopped:
+            self.dev_wers.pop()
+            raise
         self.dev_losses.append(metrics["dev/loss"])
         self.epoch = epoch
         return EpochReport(
-            epoch, self.updates, metrics, len(batches), skipped, self.lr_time, time.perf_counter() - began
+            epoch,
+            self.updates,
+            metrics,
+            len(batches),
+            skipped,
+            self.lr_time,
+            time.perf_counter() - began,
+            not_finite,
         )
 
     def measure_epoch_seconds(self, steps: int = 4) -> float:
@@ -140,8 +194,10 @@ class CTCTrainer:
         self.model.train()
         n, size = len(self.corpus.train), self.config.batch_size
         order = epoch_order(n, self.config.data_seed, 1)
+        fits = self.corpus.train.fits(self.config.output_stride)
+        order = order[fits[order]]
         seconds = []
-        for start in range(0, min(n, steps * size), size):
+        for start in range(0, min(len(order), steps * size), size):
             began = time.perf_counter()
             loss = self._loss(make_batch(self.corpus.train, order[start : start + size]))
             loss.backward()  # type: ignore[no-untyped-call]
@@ -153,75 +209,26 @@ class CTCTrainer:
         self.evaluate(self.corpus.dev)
         return float(np.median(seconds)) * n / size + time.perf_counter() - began
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        features = torch.from_numpy(batch.features).to(self.device)
-        log_probs, lengths = self.model(features, torch.from_numpy(batch.lengths).to(self.device))
-        return log_probs, lengths
-
-    def _loss(self, batch: Batch) -> Tensor:
-        log_probs, lengths = self._forward(batch)
-        return ctc_loss_sum(
-            log_probs,
-            lengths,
-            torch.from_numpy(batch.targets).to(self.device),
-            torch.from_numpy(batch.target_lengths).to(self.device),
-        )
-
-    @torch.no_grad()
-    def evaluate(self, split: Split, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """Loss, word errors, spread and decoding shares on a split, in eval mode. Keys start with `dev/`, `spread/`
-        and `decode/`, whatever the split.
+    def evaluate(self, split: Split, should_stop: Callable[[], bool] = lambda: False) -> Evaluation:
+        """Every sequence of a split in eval mode.
 
         Raises:
             Stopped: `should_stop()` was true before a batch.
         """
-        self.model.eval()
-        by_length = np.argsort(split.lengths, kind="stable")  # little padding; the results do not depend on it
-        hypotheses: list[Sequence[int]] = [()] * len(split)
-        loss_sum, glosses, blanks, frames, spread = 0.0, 0, 0, 0, Spread()
-        for start in range(0, len(by_length), self.config.eval_batch_size):
-            if should_stop():
-                raise Stopped
-            self.step += 1
-            batch = make_batch(split, by_length[start : start + self.config.eval_batch_size])
-            log_probs, lengths = self._forward(batch)
-            each = F.ctc_loss(
-                log_probs.transpose(0, 1),
-                torch.from_numpy(batch.targets).to(self.device),
-                lengths,
-                torch.from_numpy(batch.target_lengths).to(self.device),
-                reduction="none",
-            ).cpu()
-            feasible = split.feasible[batch.indices]
-            loss_sum += float(each[torch.from_numpy(feasible)].double().sum())
-            glosses += int(batch.target_lengths[feasible].sum())
-            spread += log_prob_spread(log_probs, lengths)
-            decoded, blank = greedy_decode(log_probs, lengths)
-            blanks += blank
-            frames += int(lengths.sum())
-            for index, hypothesis in zip(batch.indices, decoded, strict=True):
-                hypotheses[index] = hypothesis
-        finite = np.isfinite(spread.maximum - spread.minimum)
-        sentences = [" ".join(self.corpus.vocabulary.decode(h)) for h in hypotheses]
-        # Without finite outputs there is nothing to decode: "all blank" would read like a plateau.
-        errors = word_errors(split.references, sentences) if finite else WordErrors(*[float("nan")] * 4)
-        return {
-            "dev/loss": loss_sum / glosses if glosses else float("nan"),
-            "dev/wer": errors.wer,
-            "dev/sub": errors.substitutions,
-            "dev/del": errors.deletions,
-            "dev/ins": errors.insertions,
-            "spread/min": spread.minimum,
-            "spread/max": spread.maximum,
-            "spread/range": spread.maximum - spread.minimum,
-            "spread/time": spread.time,
-            "decode/glosses": len({gloss for h in hypotheses for gloss in h}),
-            "decode/hypotheses": len({tuple(h) for h in hypotheses}),
-            "decode/blank": blanks / frames,
-        }
+        return evaluate(
+            self.model,
+            self.forward,
+            split,
+            self.config.output_stride,
+            self.config.eval_batch_size,
+            on_batch=self._watch(should_stop),
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next epoch depends on, loadable with `weights_only=True`."""
+        """Everything the next epoch depends on, loadable with `weights_only=True`.
+
+        The place in the data, the learning rate and the random numbers follow from seeds, epoch and these numbers.
+        """
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -229,6 +236,7 @@ class CTCTrainer:
             "updates": self.updates,
             "lr_time": self.lr_time,
             "dev_losses": list(self.dev_losses),
+            "dev_wers": list(self.dev_wers),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -237,4 +245,74 @@ class CTCTrainer:
         # A copy: torch would take the tensors themselves, and two trainers would share one set of moments.
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
         self.epoch, self.updates = state["epoch"], state["updates"]
-        self.lr_time, self.dev_losses = state["lr_time"], list(state["dev_losses"])
+        self.lr_time = state["lr_time"]
+        self.dev_losses, self.dev_wers = list(state["dev_losses"]), list(state["dev_wers"])
+
+    def _loss(self, batch: Batch) -> Tensor:
+        log_probs, lengths = self.forward(batch)
+        return ctc_loss_sum(
+            log_probs,
+            lengths,
+            torch.from_numpy(batch.targets).to(self.device),
+            torch.from_numpy(batch.target_lengths).to(self.device),
+        )
+
+    def _watch(self, should_stop: Callable[[], bool]) -> Callable[[], None]:
+        def on_batch() -> None:
+            if should_stop():
+                raise Stopped
+            self.step += 1
+
+        return on_batch
+
+    @torch.no_grad()
+    def _rms_change(self, before: list[Tensor]) -> float:
+        """Root mean square of the change of all weights."""
+        moved = [(p - old).square().sum() for p, old in zip(self.model.parameters(), before, strict=True)]
+        return float((torch.stack(moved).sum() / sum(old.numel() for old in before)).sqrt())
+
+    def _where_not_finite(self, batch: Batch, epoch: int, update: int) -> str:
+        """One line for the log: the first module that gave a value that is not finite."""
+        with torch.random.fork_rng(devices=[]):
+            module = first_non_finite(
+                self.model,
+                torch.from_numpy(batch.features).to(self.device),
+                torch.from_numpy(batch.lengths).to(self.device),
+            )
+        names = ", ".join(self.corpus.train.ids[i] for i in batch.indices)
+        where = f"first in {module}" if module else "in the loss or the gradient, after finite outputs"
+        text = f"epoch {epoch}, update {update + 1}: not finite {where} (batch {names})"
+        log.warning("%s; the update is skipped", text)
+        return text
+
+    def _probe(self, evaluation: Evaluation, epoch: int, should_stop: Callable[[], bool]) -> dict[str, float]:
+        """The keys of `NOT_EVERY_EPOCH`, in an epoch that asks for them: all in the plateau, some after takeoff."""
+        interval = self.config.probe_interval
+        if not interval or not evaluation.finite:
+            return {}
+        takeoff = takeoff_epoch(self.dev_wers, floors(self.corpus, self.config.output_stride).constant_wer)
+        if takeoff is not None and (epoch - takeoff) % interval:
+            return {}
+        dev, stride, size = self.corpus.dev, self.config.output_stride, self.config.eval_batch_size
+        on_batch = self._watch(should_stop)
+
+        def losses(rows: NDArray[np.int64], features: Callable[[int], NDArray[np.float32]]) -> NDArray[np.float64]:
+            return sequence_losses(self.model, self.forward, dev, rows, stride, size, features, on_batch)
+
+        swap, permuted = (probe(dev, stride, evaluation.losses, losses) for probe in (swap_gap, permuted_gap))
+        found = {
+            "probe/sequences": float(swap.sequences),
+            "probe/swap_gap": swap.gap,
+            "probe/swap_t": swap.t,
+            "probe/permuted_gap": permuted.gap,
+            "probe/permuted_t": permuted.t,
+        }
+        found = {key: value for key, value in found.items() if np.isfinite(value)}  # else there is no evidence
+        if takeoff is not None:
+            train = self.corpus.train
+            rows = np.flatnonzero(train.fits(stride))
+            rows = rows[np.linspace(0, len(rows) - 1, min(TRAIN_SAMPLE, len(rows))).round().astype(np.int64)]
+            sample = evaluate(self.model, self.forward, train, stride, size, rows=rows, on_batch=on_batch)
+            references = [train.references[row] for row in rows]
+            found["train/wer"] = word_errors_of(sample, references, self.corpus.vocabulary).wer
+        return found

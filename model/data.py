@@ -1,25 +1,35 @@
-"""The corpus folder: one npz a sequence and one PHOENIX CSV a split, checked, normalised and batched."""
+"""A corpus, as a folder or packed: its sentences checked against their annotation, normalised and batched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from model.annotations import MISSING_SHARE, SPLITS, CorpusError, Listing, Row, list_split, locate, some
-from model.features import Modality, Normalisation, modalities_of, parts_of, read_features
-from model.scan import Progress, cached_scan, constant_dimensions, content_hash, missing_shares
+from model.annotations import MISSING_SHARE, CorpusError, Listing, Row, check_coverage, some
+from model.features import Modality, Normalisation
+from model.folder import Folder, FolderReader, open_folder
+from model.packed import Packed, PackedReader, is_packed, open_packed
+from model.scan import Progress, Scan, constant_dimensions, content_hash, missing_shares
 from model.vocabulary import FILTERS, Vocabulary, build_vocabulary
 
+Source: TypeAlias = Folder | Packed
+Reader: TypeAlias = FolderReader | PackedReader
+
 RESIDENT_BYTES = 1 << 30
-"""A corpus below this size (float32) stays in memory once read; a larger one is read from its files every time."""
-"""More ids without features, or more words of train out of the vocabulary, than this share stop the load."""
-INFEASIBLE_SHARE = 0.5
+"""A corpus below this size (float32) stays in memory once read; a larger one is read from disk every time."""
+INFEASIBLE_SHARE = 0.01
+"""More train sentences than this share without an alignment at the model's stride stop a run: of so many the model
+would never hear, and annotations that belong to other features look just like that."""
+
+
+MARKERS_SHARE = 0.05
+"""From this share of train's words on, a filter that would drop them is named: on SI5 it is a fifth."""
 
 
 class CorpusConfig(BaseModel):
@@ -31,16 +41,19 @@ class CorpusConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: Path = Field(description="folder that holds features/ and annotations/, or train/ dev/ test/")
+    path: Path = Field(description="folder that holds features/ and annotations/, or train/ dev/ test/, or a pack")
     annotations: Path | None = Field(None, description="folder of the CSVs (default: looked for beside the features)")
     vocabulary: Path | None = Field(None, description="vocabulary file (default: built from train)")
-    filter: str = Field("none", description=f"which words are glosses: {', '.join(FILTERS)}")
+    filter: str | None = Field(
+        None, description=f"which words are glosses: {', '.join(FILTERS)} (default: a packed corpus' own, else none)"
+    )
     modalities: dict[str, int] | None = Field(None, description="blocks of the feature vector: name to width")
+    normalise: bool = Field(True, description="zero mean and unit deviation over train; false: features as stored")
 
     @field_validator("filter")
     @classmethod
-    def _known_filter(cls, name: str) -> str:
-        if name not in FILTERS:
+    def _known_filter(cls, name: str | None) -> str | None:
+        if name is not None and name not in FILTERS:
             raise ValueError(f"{name!r} is no filter; use one of {', '.join(FILTERS)}")
         return name
 
@@ -65,18 +78,21 @@ class Split:
     """Class indices; words out of the vocabulary are dropped, the blank never occurs."""
     references: tuple[str, ...]
     """Filtered annotation, words joined by one space; a word out of the vocabulary stays: it is an error to count."""
-    feasible: NDArray[np.bool_]
-    """Whether an alignment fits: T // stride >= glosses + adjacent repeats, and at least one gloss is known.
-
-    All true in train; elsewhere the others count for WER but not for the loss.
-    """
-    files: tuple[Path, ...]
+    needed: NDArray[np.int64]
+    """Output frames an alignment needs (N,): glosses + adjacent repeats, as CTC puts a blank between two equal
+    neighbours; 0 where no gloss is known, and nothing can be aligned."""
+    read: Reader = field(repr=False)
+    """The recording of an index, as it is stored."""
     normalisation: Normalisation
     resident: dict[int, NDArray[np.float32]] | None = field(repr=False)
     """Sequences read so far; None where the corpus is too large to keep."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def fits(self, stride: int) -> NDArray[np.bool_]:
+        """Whether an alignment fits at that many input frames per output frame (N,). Equality is enough."""
+        return (self.needed > 0) & (self.lengths // stride >= self.needed)
 
     def features(self, i: int) -> NDArray[np.float32]:
         """Normalised features (T, D) of sequence i, read-only.
@@ -86,9 +102,7 @@ class Split:
         """
         if self.resident is not None and i in self.resident:
             return self.resident[i]
-        x = self.normalisation(*read_features(self.files[i]))
-        if x.shape != (self.lengths[i], len(self.normalisation.mean)):
-            raise CorpusError(f"{self.files[i]}: is {x.shape} now, but was checked otherwise; load the corpus again")
+        x = self.normalisation(self.read(i))
         x.flags.writeable = False
         if self.resident is not None:
             self.resident[i] = x
@@ -101,7 +115,7 @@ class Corpus:
 
     name: str
     folder: Path
-    """Holds train/ dev/ test/."""
+    """Holds train/ dev/ test/, or is the packed corpus."""
     annotations: Path
     vocabulary: Vocabulary
     modalities: tuple[Modality, ...]
@@ -111,7 +125,8 @@ class Corpus:
     dev: Split
     test: Split | None
     hash: str
-    """SHA-256 of the features and annotations of all splits (hex); neither paths nor times count."""
+    """SHA-256 of the features and annotations of all splits (hex). Neither paths nor times count, nor whether they are
+    packed; that features are not normalised does."""
     notes: tuple[str, ...]
     """What was dropped, excluded or missing, a sentence each."""
     facts: dict[str, Any]
@@ -141,14 +156,19 @@ def epoch_order(n: int, data_seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(bits.random_raw(n), kind="stable").astype(np.int64)
 
 
-def make_batch(split: Split, indices: Iterable[int]) -> Batch:
+def make_batch(
+    split: Split, indices: Iterable[int], features_of: Callable[[int], NDArray[np.float32]] | None = None
+) -> Batch:
     """The sequences at these indices as one batch.
+
+    Args:
+        features_of: the features (T, D) of an index, where they are not to be the split's own.
 
     Raises:
         CorpusError: see `Split.features`.
     """
     rows = [int(i) for i in indices]
-    sequences = [split.features(i) for i in rows]
+    sequences = [(features_of or split.features)(i) for i in rows]
     targets = [split.targets[i] for i in rows]
     features = np.zeros((len(rows), max(map(len, sequences)), sequences[0].shape[1]), dtype=np.float32)
     for padded, sequence in zip(features, sequences, strict=True):
@@ -162,65 +182,91 @@ def make_batch(split: Split, indices: Iterable[int]) -> Batch:
     )
 
 
-def load_corpus(
-    config: CorpusConfig, *, stride: int = 4, cache: Path | None = None, progress: Progress | None = None
-) -> Corpus:
+def infeasible(split: Split, stride: int) -> list[str]:
+    """The ids whose glosses have no alignment at that stride: they count for WER, never for the loss."""
+    return [split.ids[i] for i in np.flatnonzero((split.needed > 0) & ~split.fits(stride))]
+
+
+def check_fit(split: Split, stride: int) -> None:
+    """
+    Raises:
+        CorpusError: more than INFEASIBLE_SHARE of the sentences have no alignment at that stride.
+        ValueError: stride is below 1.
+    """
+    if stride < 1:
+        raise ValueError(f"stride is {stride}; it counts input frames per output frame, so give 1 or more")
+    ids = infeasible(split, stride)
+    if len(ids) > INFEASIBLE_SHARE * len(split):
+        raise CorpusError(
+            f"{split.name}: {len(ids)} of {len(split)} sentences are too short for their target ({some(ids)}) at "
+            f"output stride {stride}: T // {stride} must reach glosses + adjacent repeats, and at most "
+            f"{INFEASIBLE_SHARE:.0%} may miss it; lower the output stride, or check that these annotations belong to "
+            "these features"
+        )
+
+
+def fit_note(split: Split, stride: int) -> str | None:
+    """A sentence on those without an alignment at that stride; None where there are none."""
+    ids = infeasible(split, stride)
+    if not ids:
+        return None
+    fate = "left out of training" if split.name == "train" else "kept for WER but not for the loss"
+    return (
+        f"{split.name}: {len(ids)} of {len(split)} sentences are too short for their target at output stride {stride} "
+        f"and are {fate} ({some(ids, 10)})."
+    )
+
+
+def load_corpus(config: CorpusConfig, *, cache: Path | None = None, progress: Progress | None = None) -> Corpus:
     """Check a corpus from end to end and make it ready to train on.
 
     Args:
-        stride: input frames per output frame of the model; decides which targets an alignment fits.
         cache: folder where the result of the pass over all files is kept. It is used again while names, sizes and
             times of the files stay the same; without it every call reads every file.
         progress: called after each file of that pass.
 
     Raises:
         CorpusError: a rule is broken; one line names file, value, rule and way out.
-        ValueError: the vocabulary file is malformed, or stride is below 1.
+        ValueError: the vocabulary file is malformed.
     """
-    if stride < 1:
-        raise ValueError(f"stride is {stride}; it counts input frames per output frame, so give 1 or more")
-    folder, annotations = locate(config.path, config.annotations)
-    listings = [listing for name in SPLITS if (listing := list_split(name, folder, annotations)) is not None]
-    words = {s.name: [_glosses(row, config.filter) for row in s.rows] for s in listings}
-    if config.vocabulary is None:
-        vocabulary = build_vocabulary(words["train"])
-    else:
-        vocabulary = Vocabulary.from_file(config.vocabulary)
-        _check_vocabulary(vocabulary, config, listings[0])
-    if len(vocabulary) == 1:
-        raise CorpusError(
-            f"{listings[0].csv}: holds no gloss after the filter {config.filter!r}; choose another filter"
-        )
+    source = open_source(config)
+    for listing in source.listings:
+        check_coverage(listing)
+    annotation = read_annotation(source, config)
+    modalities = source.modalities(config.modalities)  # before the pass over all files, which may take minutes
+    scan = source.scan(cache, progress)
+    train = scan.statistics["train"]
+    constant = constant_dimensions(train)
+    normalisation = Normalisation.none(scan.width)
+    if config.normalise:
+        scale = np.divide(1.0, train.std, out=np.zeros_like(train.mean), where=~constant)
+        normalisation = Normalisation(train.parts, train.mean, scale)
+    vocabulary = annotation.vocabulary
+    frames = {s.name: sum(scan.lengths(s.name).values()) for s in source.listings}
+    size = 4 * scan.width * sum(frames.values())
 
-    # Checked on one file, before the pass over all of them.
-    modalities = modalities_of(read_features(listings[0].first)[0].shape[1], config.modalities)
-    scan = cached_scan(listings, folder, cache, progress)
-    parts = parts_of(scan.width)
-    constant = constant_dimensions(scan, parts)
-    scale = np.divide(1.0, scan.std, out=np.zeros_like(scan.std), where=~constant)
-    normalisation = Normalisation(parts, scan.mean, scale)
-    size = 4 * scan.width * sum(int(scan.lengths[s.name].sum()) for s in listings)
-
-    notes: list[str] = []
+    notes = list(source.notes)
     facts: dict[str, Any] = {
         "width": scan.width,
         "classes": len(vocabulary),
         "bytes": size,
         "constant_dimensions": np.flatnonzero(constant).tolist(),
-        "missing": missing_shares(scan, parts),
+        "missing": missing_shares(train, frames["train"]),
         "splits": {},
     }
     splits: dict[str, Split] = {}
-    for s in listings:
+    for s in source.listings:
         splits[s.name], facts["splits"][s.name] = _make_split(
-            s, words[s.name], scan.lengths[s.name], vocabulary, stride, normalisation, keep=size < RESIDENT_BYTES
+            source, s, annotation, scan, normalisation, keep=size < RESIDENT_BYTES
         )
-        notes += _notes(s, facts["splits"][s.name], stride)
+        notes += _notes(s, facts["splits"][s.name])
     if "test" not in splits:
         notes.append("No test split, which is optional (a CSV and a folder of features would make one).")
-    if unused := set(vocabulary.glosses[1:]).difference(*words["train"]):
+    if note := _markers_note(annotation, len(vocabulary)):
+        notes.append(note)
+    if unused := set(vocabulary.glosses[1:]).difference(*annotation.words["train"]):
         notes.append(f"{len(unused)} of {len(vocabulary) - 1} glosses of the vocabulary never occur in train.")
-    if constant.any():
+    if constant.any() and config.normalise:
         notes.append(f"{constant.sum()} of {scan.width} dimensions are constant over train and read as zero.")
     notes += [
         f"The {part} is missing in {share:.0%} of the train frames."
@@ -229,18 +275,81 @@ def load_corpus(
     ]
     return Corpus(
         name=config.path.resolve().name,
-        folder=folder,
-        annotations=annotations,
+        folder=source.path,
+        annotations=source.annotations,
         vocabulary=vocabulary,
         modalities=modalities,
         width=scan.width,
         train=splits["train"],
         dev=splits["dev"],
         test=splits.get("test"),
-        hash=content_hash(scan.digest, [(s.name, [list(r) for r in s.rows]) for s in listings]),
+        hash=corpus_hash(scan, source.listings, config.normalise),
         notes=tuple(notes),
         facts=facts,
     )
+
+
+def _markers_note(annotation: Annotation, classes: int) -> str | None:
+    """A hint where a filter that was not asked for would drop much of train: these annotations may be made for it."""
+    if annotation.filter != "none":
+        return None
+    words = [word for sentence in annotation.words["train"] for word in sentence]
+    for name, keep in FILTERS.items():
+        kept = [word for word in words if keep(word)]
+        if len(words) - len(kept) >= MARKERS_SHARE * len(words) > 0:
+            return (
+                f"{1 - len(kept) / len(words):.0%} of train's words are markers or spelt letters to the filter {name}; "
+                f"with it there are {len(set(kept)) + 1} classes instead of {classes}."
+            )
+    return None
+
+
+def corpus_hash(scan: Scan, listings: Sequence[Listing], normalise: bool) -> str:
+    """See `Corpus.hash`."""
+    rows = [(s.name, [list(row) for row in s.rows]) for s in listings]
+    return content_hash(scan.digest, rows, *([] if normalise else ["as stored"]))
+
+
+def open_source(config: CorpusConfig) -> Source:
+    """What a corpus says before any feature is read.
+
+    Raises:
+        CorpusError: it is not there, or breaks a rule of annotations.
+    """
+    if is_packed(config.path):
+        return open_packed(config.path, config.annotations)
+    return open_folder(config.path, config.annotations)
+
+
+class Annotation(NamedTuple):
+    """The glosses of every sentence, and their classes."""
+
+    filter: str
+    vocabulary: Vocabulary
+    words: dict[str, list[list[str]]]
+    """By split; a list a row of its CSV."""
+
+
+def read_annotation(source: Source, config: CorpusConfig) -> Annotation:
+    """Filter the annotations and find their vocabulary: as configured, else a pack's own, else built from train.
+
+    Raises:
+        CorpusError: nothing is left, or the vocabulary does not fit.
+        ValueError: the vocabulary file is malformed.
+    """
+    train = source.listings[0]
+    filter_name = config.filter or source.filter
+    words = {s.name: [_glosses(row, filter_name) for row in s.rows] for s in source.listings}
+    if config.vocabulary is not None:
+        vocabulary = Vocabulary.from_file(config.vocabulary)
+        _check_vocabulary(vocabulary, config.vocabulary, filter_name, train)
+    elif source.vocabulary is not None and config.annotations is None and filter_name == source.filter:
+        vocabulary = source.vocabulary
+    else:
+        vocabulary = build_vocabulary(words["train"])
+    if len(vocabulary) == 1:
+        raise CorpusError(f"{train.csv}: holds no gloss after the filter {filter_name!r}; choose another filter")
+    return Annotation(filter_name, vocabulary, words)
 
 
 def _glosses(row: Row, filter_name: str) -> list[str]:
@@ -253,69 +362,57 @@ def _oov_share(vocabulary: Vocabulary, rows: Sequence[Row], filter_name: str) ->
     return len(oov) / max(len(words), 1), oov
 
 
-def _check_vocabulary(vocabulary: Vocabulary, config: CorpusConfig, train: Listing) -> None:
-    share, oov = _oov_share(vocabulary, train.rows, config.filter)
+def _check_vocabulary(vocabulary: Vocabulary, file: Path, filter_name: str, train: Listing) -> None:
+    share, oov = _oov_share(vocabulary, train.rows, filter_name)
     if share <= MISSING_SHARE:
         return
     fitting = [name for name in FILTERS if _oov_share(vocabulary, train.rows, name)[0] <= MISSING_SHARE]
     way_out = f"set filter to {fitting[0]}" if fitting else "name the vocabulary that was made for this annotation"
     raise CorpusError(
-        f"{config.vocabulary}: {share:.1%} of the words of {train.csv.name} are out of this vocabulary "
+        f"{file}: {share:.1%} of the words of {train.csv.name} are out of this vocabulary "
         f"({some(list(dict.fromkeys(oov)))}); at most {MISSING_SHARE:.0%} may be, so {way_out} or leave it out"
     )
 
 
 def _make_split(
+    source: Source,
     listing: Listing,
-    words: list[list[str]],
-    lengths: NDArray[np.int64],
-    vocabulary: Vocabulary,
-    stride: int,
+    annotation: Annotation,
+    scan: Scan,
     normalisation: Normalisation,
     *,
     keep: bool,
 ) -> tuple[Split, dict[str, Any]]:
     """Choose the sentences that take part. Returns the split and the ids of those that do not, by reason."""
-    frames = dict(zip(listing.files, lengths.tolist(), strict=True))
-    out: dict[str, list[str]] = {reason: [] for reason in ("missing", "empty", "short", "unknown", "infeasible")}
-    kept: list[tuple[Row, list[str], NDArray[np.int64], bool]] = []
-    for row, reference in zip(listing.rows, words, strict=True):
+    frames, vocabulary = scan.lengths(listing.name), annotation.vocabulary
+    out: dict[str, list[str]] = {reason: [] for reason in ("missing", "empty", "unknown")}
+    kept: list[tuple[Row, list[str], NDArray[np.int64]]] = []
+    for row, reference in zip(listing.rows, annotation.words[listing.name], strict=True):
         target = vocabulary.encode(reference)
         if row.id not in frames:
             out["missing"].append(row.id)
         elif not reference:
             out["empty"].append(row.id)
-        elif frames[row.id] < stride:
-            out["short"].append(row.id)
         else:
-            # CTC needs a blank between two equal neighbours.
-            needed = len(target) + int((target[1:] == target[:-1]).sum())
-            feasible = len(target) > 0 and frames[row.id] // stride >= needed
-            if not feasible:
-                out["infeasible" if len(target) else "unknown"].append(row.id)
-            if feasible or listing.name != "train":
-                kept.append((row, reference, target, feasible))
-    too_short = out["short"] + out["infeasible"]
-    if listing.name == "train" and len(too_short) > INFEASIBLE_SHARE * len(frames):
-        raise CorpusError(
-            f"{listing.csv}: {len(too_short)} of {len(frames)} sentences are too short for their target "
-            f"({some(too_short)}) at output stride {stride}: T // {stride} must reach glosses + adjacent repeats; "
-            "lower the output stride, or check that these annotations belong to these features"
-        )
+            if not len(target):
+                out["unknown"].append(row.id)
+            if len(target) or listing.name != "train":
+                kept.append((row, reference, target))
     if not kept:
         reasons = ", ".join(f"{len(ids)} {reason}" for reason, ids in out.items() if ids)
         raise CorpusError(f"{listing.csv}: no sentence is left ({reasons}); check the filter and the features")
-    references = [reference for _, reference, _, _ in kept]
+    references = [reference for _, reference, _ in kept]
+    ids = tuple(row.id for row, *_ in kept)
     oov = [word for reference in references for word in vocabulary.oov(reference)]
     split = Split(
         name=listing.name,
-        ids=tuple(row.id for row, *_ in kept),
+        ids=ids,
         signers=tuple(row.signer for row, *_ in kept),
-        lengths=np.array([frames[row.id] for row, *_ in kept], dtype=np.int64),
-        targets=tuple(target for _, _, target, _ in kept),
+        lengths=np.array([frames[i] for i in ids], dtype=np.int64),
+        targets=tuple(target for _, _, target in kept),
         references=tuple(" ".join(reference) for reference in references),
-        feasible=np.array([feasible for *_, feasible in kept]),
-        files=tuple(listing.files[row.id] for row, *_ in kept),
+        needed=np.array([len(t) + int((t[1:] == t[:-1]).sum()) for *_, t in kept], dtype=np.int64),
+        read=source.reader(listing.name, ids, scan),
         normalisation=normalisation,
         resident={} if keep else None,
     )
@@ -332,16 +429,12 @@ def _make_split(
     }
 
 
-def _notes(listing: Listing, facts: Mapping[str, Any], stride: int) -> list[str]:
-    fate, short = "kept for WER but not for the loss", "left out of WER and loss"
-    if listing.name == "train":
-        fate = short = "excluded"
+def _notes(listing: Listing, facts: Mapping[str, Any]) -> list[str]:
+    fate = "excluded" if listing.name == "train" else "kept for WER but not for the loss"
     sentences = {
         "missing": "have no features and are left out",
         "empty": "have an empty target after the filter and are dropped",
-        "short": f"are shorter than one output frame ({stride} frames) and are {short}",
         "unknown": f"hold no word of the vocabulary and are {fate}",
-        "infeasible": f"are too short for their target at output stride {stride} and are {fate}",
     }
     notes = [
         f"{listing.name}: {len(facts[reason])} of {facts['annotated']} sentences {text} ({some(facts[reason], 10)})."

@@ -25,3 +25,9 @@ def greedy_decode(log_probs: Tensor, lengths: Tensor) -> tuple[list[list[int]], 
     first[:, 1:] = best[:, 1:] != best[:, :-1]
     keep = (valid & first & (best != BLANK)).cpu()
     return [row[mask].tolist() for row, mask in zip(best.cpu(), keep, strict=True)], blanks
+
+
+def best_classes(log_probs: Tensor, lengths: Tensor) -> set[int]:
+    """The classes that are the best of some valid frame, blank included. Shapes as for `greedy_decode`."""
+    valid = torch.arange(log_probs.shape[1], device=log_probs.device) < lengths.to(log_probs.device)[:, None]
+    return set(log_probs.argmax(-1)[valid].tolist())

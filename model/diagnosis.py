@@ -1,10 +1,18 @@
-"""What a run is doing and what it came to: pure functions of its WER curve and its corpus's floor."""
+"""What a run is doing, what it came to, and why: pure functions of its epochs and of its corpus's floors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from model.findings import Finding, worst_first
+from model.symptoms import SYMPTOMS, USED_T, Run
+from model.types import EpochReport, TrainingConfig
+
+if TYPE_CHECKING:
+    from model.floors import Floors
 
 Phase: TypeAlias = Literal["checking", "plateau", "learning"]
 Verdict: TypeAlias = Literal["learned", "never_learned", "collapsed", "too_slow", "stalled", "diverged", "data_fault"]
@@ -64,3 +72,114 @@ def best_epoch(wers: Sequence[float]) -> tuple[int, float] | None:
         return None
     wer, epoch = min(finite)
     return epoch, wer
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a run is doing, what it came to if it is over, and what was found."""
+
+    phase: Phase
+    takeoff_epoch: int | None
+    verdict: Verdict | None
+    """None while the run goes on."""
+    findings: tuple[Finding, ...]
+    """Worst first."""
+    sentence: str
+    """The answer in a sentence or two, with the numbers."""
+
+
+def judge(
+    reports: Sequence[EpochReport],
+    config: TrainingConfig,
+    floors: Floors,
+    *,
+    ended: bool = False,
+    dev_sequences: int | None = None,
+) -> Judgement:
+    """Judge a run by its epochs.
+
+    Args:
+        reports: epochs 1, 2, ..., in order.
+        floors: of its corpus, at its output stride.
+        ended: whether it is over; only then it has a verdict.
+        dev_sequences: sequences of dev; without it a collapse onto a single gloss is not looked for.
+    """
+    wers = [report.wer for report in reports]
+    takeoff = takeoff_epoch(wers, floors.constant_wer)
+    findings = run_findings(reports, config, floors, dev_sequences=dev_sequences)
+    verdict: Verdict | None = None
+    if ended:
+        over = any(is_diverged(r.steps_in_epoch, r.skipped_steps) for r in reports[-1:])
+        verdict = "diverged" if over else verdict_of(wers, floors.constant_wer)
+    phase = phase_of(wers, floors.constant_wer)
+    return Judgement(phase, takeoff, verdict, tuple(findings), _sentence(reports, floors, takeoff, verdict, findings))
+
+
+def run_findings(
+    reports: Sequence[EpochReport], config: TrainingConfig, floors: Floors, *, dev_sequences: int | None = None
+) -> list[Finding]:
+    """What a run's epochs tell, worst first. Arguments as for `judge`."""
+    if not reports:
+        return []
+    run = Run(reports, config, floors, takeoff_epoch([r.wer for r in reports], floors.constant_wer), dev_sequences)
+    found = [_skipped(reports), *(symptom(run) for symptom in SYMPTOMS)]
+    return worst_first(finding for finding in found if finding is not None)
+
+
+def _skipped(reports: Sequence[EpochReport]) -> Finding | None:
+    share, worst = max(
+        ((r.skipped_steps / r.steps_in_epoch, r) for r in reports if r.steps_in_epoch),
+        key=lambda each: each[0],
+        default=(0.0, reports[0]),
+    )
+    if not share:
+        return None
+    over = is_diverged(worst.steps_in_epoch, worst.skipped_steps)
+    return Finding(
+        "diverged" if over else "skipped_steps",
+        "fatal" if over else "info",
+        share,
+        DIVERGED_SHARE,
+        f"In epoch {worst.epoch} loss or gradient was not finite in {worst.skipped_steps} of {worst.steps_in_epoch} "
+        f"steps, at learning rate {worst.metrics.get('optim/lr', math.nan):.2g}"
+        + (f" ({worst.not_finite})." if worst.not_finite else "."),
+        "Lower the learning rate, or warm up. If a few sequences cause it, look at their features for outliers."
+        if over
+        else "Nothing need be done: a skipped step leaves no trace.",
+        f"At most {DIVERGED_SHARE:.0%} of an epoch's steps not finite. Large gradients are no evidence: norms of 100 "
+        "to 350 are normal in the first 50 steps."
+        if over
+        else "No skipped step.",
+    )
+
+
+def _sentence(
+    reports: Sequence[EpochReport],
+    floors: Floors,
+    takeoff: int | None,
+    verdict: Verdict | None,
+    findings: Sequence[Finding],
+) -> str:
+    if not reports:
+        return "No epoch has ended yet: there is nothing to judge."
+    last = reports[-1]
+    if fatal := [finding for finding in findings if finding.severity == "fatal"]:
+        return f"{fatal[0].code.replace('_', ' ').capitalize()}, as of epoch {last.epoch}. {fatal[0].evidence}"
+    best = best_epoch([report.wer for report in reports])
+    score = f"best dev WER {best[1]:.1%} at epoch {best[0]}" if best else "no finite dev WER"
+    floor = f"the best constant sentence scores {floors.constant_wer:.1%}"
+    warnings = [finding for finding in findings if finding.severity == "warning"]
+    but = f" But: {warnings[0].evidence}" if warnings else ""
+    if takeoff is not None:
+        verb = {"collapsed": "Learned and lost it again", "learned": "Learned"}.get(verdict or "", "Learning")
+        return f"{verb}: took off at epoch {takeoff}, {score} of {last.epoch} ({floor}).{but}"
+    if warnings:
+        return f"In the plateau at epoch {last.epoch}, {score} ({floor}). {warnings[0].evidence}"
+    t = next((f.number for f in findings if f.code == "input_used"), None)
+    known = (
+        f"its output depends on the input (swap gap t = {t:.1f}, above {USED_T:g}), which WER follows some epochs later"
+        if t is not None
+        else "nothing speaks against it, and WER is no evidence before takeoff"
+    )
+    over = "It ended in" if verdict else "In"
+    return f"{over} the plateau at epoch {last.epoch}, {score} ({floor}): {known}."

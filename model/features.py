@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,8 @@ _BLOCKS = (("", 1), ("velocity ", 2), ("acceleration ", 3), ("copy ", 1))
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What reading an npz that is torn, encrypted (RuntimeError) or packed in an unknown way may raise."""
 
+_WAY_OUT = "write it again, or delete it and its line in the CSV"
+
 
 @dataclass(frozen=True)
 class Modality:
@@ -49,9 +52,22 @@ class Part(NamedTuple):
 
     name: str
     columns: slice
-    landmarks: slice  # the columns it is made of: its own, or the positions of which it is the velocity
+    base: int  # place, among the parts, of the landmarks it is made of: its own, or those of which it is the velocity
     mask: slice | None  # their columns of detection_masks; None: no landmarks, which are never missing
     frames: int  # how many frames, this one and those before it, it is made of
+
+    @property
+    def width(self) -> int:
+        return int(self.columns.stop - self.columns.start)
+
+
+class Recording(NamedTuple):
+    """One sequence as it is stored."""
+
+    x: NDArray[Any]
+    """Features (T, D)."""
+    detected: NDArray[np.bool_]
+    """Which base parts are there in which frames (T, B): their landmarks are not all zero, and not all undetected."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +82,20 @@ class Normalisation:
     scale: NDArray[np.float64]
     """1 / standard deviation (D,); 0 for a constant dimension."""
 
-    def __call__(self, x: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.float32]:
-        """Normalise features (T, D), with detection_masks (T, 543) where there are any."""
-        out = ((x - self.mean) * self.scale).astype(np.float32)
-        seen = seen_parts(x, mask, self.parts)
-        if not seen.all():
-            widths = [part.columns.stop - part.columns.start for part in self.parts]
-            out[~np.repeat(seen, widths, axis=1)] = 0
+    def __call__(self, recording: Recording) -> NDArray[np.float32]:
+        """Normalised features (T, D)."""
+        apart = recording.x - self.mean
+        apart *= self.scale
+        out = apart.astype(np.float32)
+        seen = seen_parts(recording.detected, self.parts)
+        for i in np.flatnonzero(~seen.all(axis=0)):
+            out[~seen[:, i], self.parts[i].columns] = 0
         return out
+
+    @classmethod
+    def none(cls, width: int) -> Normalisation:
+        """Features enter the model as they are stored, what is missing in them as well."""
+        return cls((), np.zeros(width), np.ones(width))
 
 
 @contextmanager
@@ -90,13 +112,13 @@ def open_npz(file: Path) -> Iterator[np.lib.npyio.NpzFile]:
         yield stored
 
 
-def read_features(file: Path) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """`features` (T, D) as stored and `detection_masks` (T, 543) where they fit the landmarks of the features.
+def read_recording(file: Path) -> Recording:
+    """`features` (T, D) as stored, and what is detected: from them, and `detection_masks` (T, 543) if there are any.
 
     Raises:
-        CorpusError: the file cannot be read, or the arrays break a rule.
+        CorpusError: the file cannot be read, or the arrays break a rule. Values are not looked at: see
+            `check_finite`.
     """
-    way_out = "write it again, or delete it and its line in the CSV"
     try:
         with open_npz(file) as stored:
             if "features" not in stored:
@@ -105,34 +127,60 @@ def read_features(file: Path) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
                     "save it with np.savez(file, features=...)"
                 )
             x = stored["features"]
-            mask = stored.get("detection_masks")
+            mask = stored.get("detection_masks") if x.shape[1:] in {(width,) for width in MODALITIES} else None
     except CorpusError:
         raise
     except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CorpusError(f"{file}: cannot be read as npz ({reason}); {way_out}") from error
-    if x.ndim != 2 or x.shape[1] == 0 or x.dtype.kind not in "fiu":
-        raise CorpusError(f"{file}: features are {x.dtype} {x.shape}; they must be numbers (frames, dimensions)")
-    # Beyond float32 a number is as useless to the model as infinity.
-    finite = np.isfinite(x) if x.dtype.itemsize <= 4 else np.abs(x) <= np.finfo(np.float32).max
-    if not finite.all():
-        t, d = (int(i) for i in np.argwhere(~finite)[0])
+        raise CorpusError(f"{file}: cannot be read as npz ({reason}); {_WAY_OUT}") from error
+    if x.ndim != 2 or 0 in x.shape or x.dtype.kind not in "fiu":
         raise CorpusError(
-            f"{file}: features hold {x[t, d]} at frame {t}, dimension {d} ({(~finite).sum()} such values); "
-            f"features must be finite, so {way_out}"
+            f"{file}: features are {x.dtype} {x.shape}; they must be numbers (frames, dimensions), at least one of each"
         )
-    if mask is None or x.shape[1] not in MODALITIES:
-        return x, None
-    if mask.shape != (len(x), _MASK_WIDTH):
+    if mask is not None and mask.shape != (len(x), _MASK_WIDTH):
         raise CorpusError(
             f"{file}: detection_masks are {mask.shape}, but {len(x)} frames of landmarks need "
-            f"({len(x)}, {_MASK_WIDTH}); {way_out}"
+            f"({len(x)}, {_MASK_WIDTH}); {_WAY_OUT}"
         )
-    return x, mask.astype(bool)
+    x = np.ascontiguousarray(x)  # as it is hashed, summed and packed, however it was written
+    parts = base_parts(parts_of(x.shape[1]))
+    detected = np.ones((len(x), len(parts)), dtype=np.bool_)
+    for i, part in enumerate(parts):
+        if part.mask is not None:
+            detected[:, i] = x[:, part.columns].any(axis=1)
+            if mask is not None:
+                detected[:, i] &= mask[:, part.mask].any(axis=1)
+    return Recording(x, detected)
 
 
-def modalities_of(width: int, configured: Mapping[str, int] | None) -> tuple[Modality, ...]:
+def not_finite(x: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values are no numbers to a model (T, D): beyond float32 they are as useless as infinity."""
+    finite: NDArray[np.bool_] = np.isfinite(x) if x.dtype.itemsize <= 4 else np.abs(x) <= np.finfo(np.float32).max
+    return ~finite
+
+
+def check_finite(file: Path, x: NDArray[Any]) -> None:
+    """
+    Raises:
+        CorpusError: features (T, D) hold NaN or infinity; says where.
+    """
+    wrong = not_finite(x)
+    if wrong.any():
+        t, d = (int(i) for i in np.argwhere(wrong)[0])
+        raise CorpusError(
+            f"{file}: features hold {x[t, d]} at frame {t}, dimension {d} ({wrong.sum()} such values); "
+            f"features must be finite, so {_WAY_OUT}"
+        )
+
+
+def modalities_of(
+    width: int, configured: Mapping[str, int] | None, kept: NDArray[np.bool_] | None = None
+) -> tuple[Modality, ...]:
     """The blocks that features so wide are read in: as configured, else those of MODALITIES, else one.
+
+    Args:
+        width: of the features before any dimension was left out.
+        kept: the dimensions that were not (width,).
 
     Raises:
         CorpusError: the widths do not add up.
@@ -143,41 +191,56 @@ def modalities_of(width: int, configured: Mapping[str, int] | None) -> tuple[Mod
             f"modalities {dict(blocks)} add up to {sum(blocks.values())}, but the features have {width} dimensions; "
             "make the widths add up, or leave modalities out"
         )
-    return tuple(Modality(name, size) for name, size in blocks.items())
+    ends = _ends(list(blocks.values()), kept)
+    widths = np.diff(ends).tolist()
+    return tuple(Modality(name, size) for name, size in zip(blocks, widths, strict=True) if size)
 
 
-def parts_of(width: int) -> tuple[Part, ...]:
-    """What can be missing on its own in features that wide, however the config splits them for the encoders."""
+def parts_of(width: int, kept: NDArray[np.bool_] | None = None) -> tuple[Part, ...]:
+    """What can be missing on its own in features that wide, however the config splits them for the encoders.
+
+    The base parts come first. See `modalities_of` for the arguments.
+    """
     if width not in MODALITIES:
-        whole = slice(0, width)
-        return (Part("features", whole, whole, None, 1),)
+        (size,) = np.diff(_ends([width], kept)).tolist()
+        return (Part("features", slice(0, size), 0, None, 1),)
     landmarks = _LANDMARKS if "face" in MODALITIES[width] else _LANDMARKS[:3]
-    parts = []
-    start = 0
-    for prefix, frames in _BLOCKS[: width // sum(size for _, size, _ in landmarks)]:
-        block = start
-        for name, size, mask in landmarks:
-            source = slice(start - block, start - block + size)
-            parts.append(Part(prefix + name, slice(start, start + size), source, slice(*mask), frames))
-            start += size
-    return tuple(parts)
+    blocks = _BLOCKS[: width // sum(size for _, size, _ in landmarks)]
+    ends = _ends([size for _ in blocks for _, size, _ in landmarks], kept)
+    return tuple(
+        Part(prefix + name, slice(ends[i], ends[i + 1]), i % len(landmarks), slice(*mask), frames)
+        for i, ((prefix, frames), (name, _, mask)) in enumerate((b, p) for b in blocks for p in landmarks)
+    )
 
 
-def seen_parts(x: NDArray[Any], mask: NDArray[np.bool_] | None, parts: tuple[Part, ...]) -> NDArray[np.bool_]:
-    """Which parts are seen in which frames (T, P): their landmarks are not all zero, and not all undetected.
+def _ends(widths: list[int], kept: NDArray[np.bool_] | None) -> list[int]:
+    ends = [0, *itertools.accumulate(widths)]
+    return ends if kept is None else [int(kept[:end].sum()) for end in ends]
 
-    A velocity or acceleration takes landmarks seen in every frame it is made of: where a hand reappears, it is the
+
+def base_parts(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Those that are not derived from others: pose, hands and face, or all columns."""
+    return tuple(part for i, part in enumerate(parts) if part.base == i)
+
+
+def dimension_name(width: int, dimension: int) -> str:
+    """A column of features that wide in words: `left hand 4 y`, `velocity pose 0 x`, `features 12`."""
+    part = next(part for part in parts_of(width) if part.columns.start <= dimension < part.columns.stop)
+    within = dimension - part.columns.start
+    return f"{part.name} {within}" if part.mask is None else f"{part.name} {within // 3} {'xyz'[within % 3]}"
+
+
+def seen_parts(detected: NDArray[np.bool_], parts: tuple[Part, ...]) -> NDArray[np.bool_]:
+    """Which parts are seen in which frames (T, P), from which base parts are detected (T, B).
+
+    A velocity or acceleration takes landmarks detected in every frame it is made of: where a hand reappears, it is the
     jump from zero. For the same reason it is not seen in the first frames of a sequence: what stands there is the 0 of
     a difference without a frame before it, and an acceleration made of that 0.
     """
-    seen = np.ones((len(x), len(parts)), dtype=np.bool_)
+    seen = np.ones((len(detected), len(parts)), dtype=np.bool_)
     for i, part in enumerate(parts):
-        if part.mask is None:
-            continue
-        found: NDArray[np.bool_] = np.any(x[:, part.landmarks], axis=1)
-        if mask is not None:
-            found &= mask[:, part.mask].any(axis=1)
+        found = detected[:, part.base]
         for ago in range(part.frames):
             seen[:ago, i] = False
-            seen[ago:, i] &= found[: max(len(x) - ago, 0)]
+            seen[ago:, i] &= found[: max(len(found) - ago, 0)]
     return seen

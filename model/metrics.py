@@ -57,6 +57,11 @@ class Spread:
         )
 
     @property
+    def range(self) -> float:
+        """Largest minus smallest log-probability; not finite where an output was not."""
+        return self.maximum - self.minimum
+
+    @property
     def time(self) -> float:
         """Mean over sequences of the time spread."""
         return self.time_sum / self.sequences

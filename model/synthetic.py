@@ -10,25 +10,28 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-Array: TypeAlias = NDArray[np.float64]
+from model.landmarks import POINTS, WIDTH, with_motion, write_sequence
 
-_VERSION = 2  # part of the folder's name: raise it when a config generates anything else than before
+Array: TypeAlias = NDArray[np.float64]
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called as (split, sentences done, sentences in the split)."""
+
+_VERSION = 3  # part of the folder's name: raise it when a config generates anything else than before
 _GLOSSES, _SIGNERS, _LANGUAGE, _SENTENCES = range(4)  # one random stream each, so that no size changes the others
 _RIGHT, _LEFT, _MOUTH = slice(0, 12), slice(12, 24), 24  # articulators: wrist 3, orientation 3, flexion 5, spread 1
 _ARTICULATORS = 25
 _REST = np.array([0.45, 1.75, 0.0, 0.6, 0.0, 0.0, *[0.35] * 5, 0.2])  # a hand hanging down, outside the picture's focus
 _HANDSHAPES = 12
-_MASK_WIDTH = 543
 
 
 class GeneratedConfig(BaseModel):
@@ -53,12 +56,12 @@ class GeneratedConfig(BaseModel):
     seed: int = Field(0, ge=0, description="everything random follows from it")
 
 
-def generate(config: GeneratedConfig, folder: Path, progress: Callable[[str, int, int], None] | None = None) -> Path:
+def generate(config: GeneratedConfig, folder: Path, progress: Progress | None = None) -> Path:
     """Write the corpus below `folder` once, or find it there; returns its own folder.
 
-    Several processes may call this at once. `progress` is called as (split, sentences done, sentences in the split).
+    Several processes may call this at once.
     """
-    identity = json.dumps({"version": _VERSION, **config.model_dump()}, sort_keys=True)
+    identity = identity_of(config.model_dump())
     corpus = folder / f"generated-{sha256(identity.encode()).hexdigest()[:12]}"
     if _whole(corpus, identity):
         return corpus
@@ -92,28 +95,98 @@ def _whole(corpus: Path, identity: str) -> bool:
         return False
 
 
-def _write(config: GeneratedConfig, corpus: Path, progress: Callable[[str, int, int], None] | None) -> None:
-    glosses = _make_glosses(config)
+def identity_of(settings: Mapping[str, object]) -> str:
+    """The settings a generated corpus follows from as one line of JSON: equal lines, equal corpora."""
+    return json.dumps({"version": _VERSION, **settings}, sort_keys=True)
+
+
+def generate_at(config: GeneratedConfig, corpus: Path, progress: Progress | None = None) -> None:
+    """Write the corpus into this very folder; sequences that an interrupted call left there are kept.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    claim(corpus, identity_of(config.model_dump()))
+    _write(config, corpus, progress)
+
+
+def claim(folder: Path, identity: str) -> None:
+    """Make sure that a folder may be written to: it is not there, or empty, or an earlier call claimed it alike.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    manifest = folder / "generated.json"
+    if manifest.is_file():
+        try:
+            there, here = json.loads(json.loads(manifest.read_text(encoding="utf-8"))["identity"]), json.loads(identity)
+            differing = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{manifest}: does not say what was generated here; name another folder") from error
+        if differing:
+            raise ValueError(
+                f"{folder}: holds a corpus that was generated with another {', '.join(differing)}; "
+                "delete it or name another folder"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: holds other files; name a new or an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest.write_text(json.dumps({"identity": identity}), encoding="utf-8", newline="\n")
+
+
+class Sentence(NamedTuple):
+    """What to record."""
+
+    name: str
+    glosses: list[int]
+    signer: int
+    rng: np.random.Generator
+    frames: int | None = None  # None: as long as signing it takes
+
+
+def write_split(
+    folder: Path,
+    sentences: Sequence[Sentence],
+    glosses: list[Gloss],
+    signers: list[Signer],
+    config: GeneratedConfig,
+    progress: Progress | None,
+) -> None:
+    """Record each sentence into `folder/NAME.npz`, but for those that are there already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for done, sentence in enumerate(sentences, start=1):
+        file = folder / f"{sentence.name}.npz"
+        if not file.exists():
+            performed = [glosses[g] for g in sentence.glosses]
+            write_sequence(file, *record(performed, signers[sentence.signer], config, sentence.rng, sentence.frames))
+        if progress is not None:
+            progress(folder.name, done, len(sentences))
+
+
+def sentence_rng(config: GeneratedConfig, split: int, row: int) -> np.random.Generator:
+    """The randomness of one sentence, however many others there are."""
+    return np.random.default_rng([config.seed, _SENTENCES, split, row])
+
+
+def _write(config: GeneratedConfig, corpus: Path, progress: Progress | None) -> None:
+    glosses = make_glosses(config.glosses, config)
     starts, follows = _language(config)
-    signers = [_make_signer(config, i) for i in range(config.signers + 2)]
-    (corpus / "annotations").mkdir(parents=True)
+    signers = [make_signer(config, i) for i in range(config.signers + 2)]
+    (corpus / "annotations").mkdir(parents=True, exist_ok=True)
     sizes = {"train": config.train, "dev": config.dev, "test": config.test}
     for number, (split, size) in enumerate(sizes.items()):
         if not size:
             continue
-        (corpus / "features" / split).mkdir(parents=True)
-        lines = ["id|folder|signer|annotation"]
+        sentences, lines = [], ["id|folder|signer|annotation"]
         for i in range(size):
-            rng = np.random.default_rng([config.seed, _SENTENCES, number, i])
+            rng = sentence_rng(config, number, i)
             who = int(rng.integers(config.signers)) if split == "train" else config.signers + number - 1
-            sentence = _sentence(starts, follows, rng)
-            features, masks = _record([glosses[g] for g in sentence], signers[who], config, rng)
             name = f"{split}-{i:05d}"
-            np.savez(corpus / "features" / split / f"{name}.npz", features=features, detection_masks=masks)
-            words = " ".join(f"GLOSS-{g + 1:02d}" for g in sentence)
+            sentences.append(Sentence(name, _sentence(starts, follows, rng), who, rng))
+            words = " ".join(f"GLOSS-{g + 1:02d}" for g in sentences[-1].glosses)
             lines.append(f"{name}|{name}.npz|Signer{who + 1:02d}|{words}")
-            if progress is not None:
-                progress(split, i + 1, size)
+        write_split(corpus / "features" / split, sentences, glosses, signers, config, progress)
         text = "\n".join(lines) + "\n"
         (corpus / "annotations" / f"{split}.corpus.csv").write_text(text, encoding="utf-8", newline="\n")
 
@@ -141,18 +214,21 @@ def _sentence(starts: Array, follows: Array, rng: np.random.Generator) -> list[i
 
 
 @dataclass(frozen=True, eq=False)
-class _Gloss:
+class Gloss:
+    """How a gloss is signed, before any signer signs it."""
+
     path: Array  # control points (K, 25)
     frames: float  # at ordinary speed
 
 
-def _make_glosses(config: GeneratedConfig) -> list[_Gloss]:
+def make_glosses(count: int, config: GeneratedConfig) -> list[Gloss]:
+    """The motions of so many glosses; a larger count begins with those of a smaller one."""
     rng = np.random.default_rng([config.seed, _GLOSSES])
     shapes = np.concatenate([rng.uniform(-0.2, 1.6, (_HANDSHAPES, 5)), rng.uniform(0, 1, (_HANDSHAPES, 1))], axis=1)
-    return [_make_gloss(shapes, rng) for _ in range(config.glosses)]
+    return [_make_gloss(shapes, rng) for _ in range(count)]
 
 
-def _make_gloss(shapes: Array, rng: np.random.Generator) -> _Gloss:
+def _make_gloss(shapes: Array, rng: np.random.Generator) -> Gloss:
     points = int(rng.integers(3, 6))
     path = np.tile(np.concatenate([_REST, _REST, [0.0]]), (points, 1))
     path[:, _RIGHT] = _hand_path(points, shapes, rng)
@@ -162,7 +238,7 @@ def _make_gloss(shapes: Array, rng: np.random.Generator) -> _Gloss:
     elif kind < 0.5:  # the left hand holds while the right one moves
         path[:, _LEFT] = _hand_path(1, shapes, rng)
     path[:, _MOUTH] = rng.uniform(0, 1, points)
-    return _Gloss(path, float(rng.uniform(8, 16)))
+    return Gloss(path, float(rng.uniform(8, 16)))
 
 
 def _hand_path(points: int, shapes: Array, rng: np.random.Generator) -> Array:
@@ -177,7 +253,9 @@ def _hand_path(points: int, shapes: Array, rng: np.random.Generator) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class _Signer:
+class Signer:
+    """A body and its habits."""
+
     scale: float  # shoulder width over that of the template
     aspect: float  # height over width
     offset: Array  # of the body in the picture (2,)
@@ -187,14 +265,15 @@ class _Signer:
     face: Array  # landmarks around the head's centre, in shoulder widths (468, 3)
 
 
-def _make_signer(config: GeneratedConfig, number: int) -> _Signer:
+def make_signer(config: GeneratedConfig, number: int) -> Signer:
+    """The signer of that number, from 0."""
     rng = np.random.default_rng([config.seed, _SIGNERS, number])
     v = config.signer_variation
     hand = np.array([*[0.06] * 3, *[0.15] * 3, *[0.15] * 5, 0.15])
     angle, height = rng.uniform(0, 2 * np.pi, 468), rng.uniform(-1, 1, 468)
     ring = np.sqrt(1 - height**2)
     face = np.stack([0.28 * ring * np.cos(angle), 0.38 * height, -0.2 * np.abs(ring * np.sin(angle))], axis=1)
-    return _Signer(
+    return Signer(
         scale=float(np.exp(0.08 * v * rng.normal())),
         aspect=float(np.exp(0.04 * v * rng.normal())),
         offset=0.03 * v * rng.normal(size=2),
@@ -208,13 +287,21 @@ def _make_signer(config: GeneratedConfig, number: int) -> _Signer:
 # Recording
 
 
-def _record(
-    glosses: list[_Gloss], signer: _Signer, config: GeneratedConfig, rng: np.random.Generator
+def record(
+    glosses: list[Gloss],
+    signer: Signer,
+    config: GeneratedConfig,
+    rng: np.random.Generator,
+    length: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """One sentence as a camera and MediaPipe see it: features (T, width) and detection_masks (T, 543)."""
-    curve = _perform(glosses, signer, config, rng)
+    """One sentence as a camera and MediaPipe see it: features (T, width) and detection_masks (T, 543).
+
+    A `length` stretches the signing to so many frames; without glosses the signer rests.
+    """
+    curve = _perform(glosses, signer, config, rng, length)
     frames = len(curve)
-    sway = _smooth(np.linspace(0, frames - 1, 5), rng.normal(0, 0.02, (5, 3)), frames)  # the body is never still
+    beats = np.linspace(0, max(frames - 1, 1), 5)
+    sway = _smooth(beats, rng.normal(0, 0.02, (5, 3)), frames)  # the body is never still
 
     def project(points: Array) -> Array:
         """Shoulder widths around the chest (T, N, 3) to picture coordinates, where x and y run from 0 to 1."""
@@ -232,23 +319,23 @@ def _record(
         points = project(hand) + 0.5 * jitter * rng.normal(size=hand.shape)
         points[..., 2] -= points[:, :1, 2]  # depth is relative to the wrist
         blocks.append(points * visible[:, None, None])
-    if config.width == 6516:
+    if config.width == WIDTH:
         face = signer.face + pose[:, :1] + [0, 0.05, 0.1]
         mouth = np.clip(signer.face[:, 1] / 0.38 - 0.3, 0, 1)  # the lower face follows the mouthing
         face[..., 1] += 0.12 * curve[:, [_MOUTH]] * mouth
         blocks.append(project(face) + 0.3 * jitter * rng.normal(size=face.shape))
-    features = np.concatenate([b.reshape(frames, -1) for b in blocks], axis=1)
-    if config.width == 6516:
-        velocity = np.diff(features, axis=0, prepend=features[:1])
-        acceleration = np.diff(velocity, axis=0, prepend=velocity[:1])
-        features = np.concatenate([features, velocity, acceleration, features], axis=1)
-    masks = np.ones((frames, _MASK_WIDTH), dtype=bool)
+    features = np.concatenate([b.reshape(frames, -1) for b in blocks], axis=1).astype(np.float32)
+    if config.width == WIDTH:  # derived from what is stored, as an extractor does: it follows to the last bit
+        features = with_motion(features)
+    masks = np.ones((frames, POINTS), dtype=bool)
     masks[:, 501:522] = seen[:, :1]
     masks[:, 522:543] = seen[:, 1:]
-    return features.astype(np.float32), masks
+    return features, masks
 
 
-def _perform(glosses: list[_Gloss], signer: _Signer, config: GeneratedConfig, rng: np.random.Generator) -> Array:
+def _perform(
+    glosses: list[Gloss], signer: Signer, config: GeneratedConfig, rng: np.random.Generator, length: int | None
+) -> Array:
     """The articulators over a sentence (T, 25): one smooth curve from rest through all glosses to rest."""
     rest = np.concatenate([_REST, _REST, [0.0]])[None]
     hand = np.array([*[0.06] * 3, *[0.12] * 3, *[0.12] * 5, 0.1])
@@ -271,7 +358,11 @@ def _perform(glosses: list[_Gloss], signer: _Signer, config: GeneratedConfig, rn
     times.append(np.array([now + rng.uniform(4, 7)]))
     points.append(rest)
     at = np.concatenate(times)
-    return _smooth(at, np.concatenate(points), int(np.ceil(at[-1])) + 1)
+    if length is None:
+        length = int(np.ceil(at[-1])) + 1
+    else:
+        at *= max(length - 1, 1) / at[-1]
+    return _smooth(at, np.concatenate(points), length)
 
 
 def _smooth(times: Array, points: Array, frames: int) -> Array:

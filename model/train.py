@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import load_checkpoint, save_checkpoint
+from model.checkpoint import FREE_TO_CHANGE, Files, checkpoint_of, differing, read_latest, write
 from model.ctc import CTCTrainer
 from model.data import Corpus
-from model.diagnosis import best_epoch, phase_of, verdict_of
+from model.diagnosis import best_epoch, judge, phase_of
 from model.early_stopping import why_ended
-from model.probes import constant_sentence
+from model.findings import finite
+from model.floors import floors
+from model.milestones import DEFAULT, Milestone, met
 from model.types import EpochReport, TrainingConfig
 
-FREE_TO_CHANGE = {"epochs", "patience", "patience_starts", "threads", "device"}
-"""Fields that may differ when a run goes on: they say how long and where, not what is trained."""
+
+def run_files(folder: Path) -> Files:
+    """The checkpoints of the run in a folder."""
+    return Files(folder / "last.pt", folder / "previous.pt", folder / "best.pt")
 
 
 def train(
@@ -27,17 +31,21 @@ def train(
     output: Path,
     on_epoch: Callable[[EpochReport, str], None] = lambda report, phase: None,
     should_stop: Callable[[], bool] = lambda: False,
+    milestones: Sequence[Milestone] = DEFAULT,
 ) -> dict[str, Any]:
     """Train one run to its end, or go on with the one that `output` holds.
 
-    Writes into `output`: config.json, vocabulary.txt, epochs.jsonl (a line an epoch), last.pt, best.pt, result.json.
+    Writes into `output`: config.json, vocabulary.txt, epochs.jsonl (a line an epoch), last.pt, previous.pt, best.pt,
+    result.json.
 
     Args:
         on_epoch: called after each epoch's files are on disk, with the epoch's report and the run's phase.
         should_stop: read once a step.
+        milestones: WERs hoped for, which the result says were met or missed.
 
     Returns:
-        What result.json holds: `verdict, ended, best_wer, best_epoch, epochs, constant_wer, constant_sentence`.
+        What result.json holds: `verdict, sentence, ended, best_wer, best_epoch, epochs`, the floors, `findings` and
+        `milestones`.
 
     Raises:
         ValueError: `output` holds a run of another config or corpus.
@@ -49,50 +57,54 @@ def train(
         "corpus": corpus.hash,
         "vocabulary": corpus.vocabulary.hash,
     }
-    last, reports = output / "last.pt", []
-    if last.exists():
-        saved = load_checkpoint(last)
-        if not isinstance(saved.get("identity"), dict):  # a sweep's checkpoint has a string there, another script none
-            raise ValueError(f"{last}: not a checkpoint of this trainer; choose another --output_dir, or delete it")
-        differing = sorted(k for k, v in identity.items() if saved["identity"].get(k) != v)
-        if differing:
+    files, reports = run_files(output), []
+    try:
+        saved = read_latest(files)
+    except ValueError as error:
+        raise ValueError(f"{error}, or choose another --output_dir") from error
+    if saved is not None:
+        if unlike := differing(saved.identity, identity):
             raise ValueError(
-                f"{output}: holds a run that differs in {', '.join(differing)}; "
+                f"{output}: holds a run that differs in {', '.join(unlike)}; "
                 "choose another --output_dir, or delete that folder to begin anew"
             )
-        trainer.load_state_dict(saved["trainer"])
-        reports = [EpochReport(**report) for report in saved["reports"]]
+        trainer.load_state_dict(saved.trainer)
+        reports = list(saved.reports)
 
     output.mkdir(parents=True, exist_ok=True)
-    floor, floor_wer = constant_sentence(corpus.train.references, corpus.dev.references)
+    floor = floors(corpus, config.output_stride)
     facts = {"data_dir": str(corpus.folder), "corpus_hash": corpus.hash, "vocabulary_hash": corpus.vocabulary.hash}
     _write_json(output / "config.json", {"config": config.model_dump(), **facts})
     corpus.vocabulary.to_file(output / "vocabulary.txt")
 
-    while (ended := why_ended(reports, config, floor_wer)) is None:
+    while (ended := why_ended(reports, config, floor.constant_wer)) is None:
         report = trainer.train_epoch(should_stop)
         best = best_epoch([r.wer for r in reports])
         reports.append(report)
-        state = {"trainer": trainer.state_dict(), "reports": [asdict(r) for r in reports], "identity": identity}
+        checkpoint = checkpoint_of(output.name, identity, trainer, config, corpus, reports)
         if best is None or report.wer < best[1]:
-            save_checkpoint(output / "best.pt", state)
+            write(files.best, checkpoint)
         _write_lines(output / "epochs.jsonl", reports)
-        save_checkpoint(last, state)  # last of all: a crash before this only has the epoch trained again
-        on_epoch(report, phase_of([r.wer for r in reports], floor_wer))
+        write(files.last, checkpoint, keep=files.previous)  # last: a crash before only has the epoch trained again
+        on_epoch(report, phase_of([r.wer for r in reports], floor.constant_wer))
 
+    judgement = judge(reports, config, floor, ended=True, dev_sequences=len(corpus.dev))
     wers = [r.wer for r in reports]
     epoch, wer = best_epoch(wers) or (None, None)
-    result = {
-        "verdict": "diverged" if ended == "diverged" else verdict_of(wers, floor_wer),
+    result: dict[str, Any] = {
+        "verdict": judgement.verdict,
+        "sentence": judgement.sentence,
         "ended": ended,
         "best_wer": wer,
         "best_epoch": epoch,
         "epochs": len(reports),
-        "constant_wer": floor_wer,
-        "constant_sentence": floor,
+        **asdict(floor),
+        "findings": [finding.as_json() for finding in judgement.findings],
+        "milestones": [asdict(standing) for standing in met(milestones, wers, len(reports))],
     }
-    _write_json(output / "result.json", result)
-    return result
+    whole: dict[str, Any] = finite(result)
+    _write_json(output / "result.json", whole)
+    return whole
 
 
 def _write_json(path: Path, value: Any) -> None:

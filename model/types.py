@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Value: TypeAlias = float | int | str | bool
 Hyperparameters: TypeAlias = Mapping[str, Value]
@@ -19,6 +19,8 @@ Hyperparameters: TypeAlias = Mapping[str, Value]
 
 METRICS: Mapping[str, str] = {
     "train/loss": "CTC loss on the training batches of this epoch, dropout on (nats per gloss)",
+    "train/wer": "word error rate on a fixed sample of train, eval mode (fraction); with the probes, after takeoff",
+    "train/infeasible": "training sequences left out because no alignment fits their target (count)",
     "dev/loss": "CTC loss on dev, eval mode (nats per gloss)",
     "dev/wer": "word error rate of greedy decoding on dev (fraction)",
     "dev/sub": "substitutions / reference words (fraction)",
@@ -26,6 +28,10 @@ METRICS: Mapping[str, str] = {
     "dev/ins": "insertions / reference words (fraction)",
     "optim/lr": "learning rate at the last step of this epoch",
     "optim/grad_norm": "gradient norm before clipping, mean over the epoch's finite steps",
+    "optim/clipped": "share of the epoch's finite updates whose gradient was clipped (fraction)",
+    "optim/skipped": "batches of the epoch whose loss or gradient was not finite (count)",
+    "optim/step_ratio": "effective step: RMS of an update's weight change over its learning rate, "
+    "mean over some updates of the epoch; 0.2 to 1 for Adam at a small eps",
     "spread/min": "smallest log-probability over all classes and unpadded dev frames (nats)",
     "spread/max": "largest log-probability over all classes and unpadded dev frames (nats)",
     "spread/range": "spread/max - spread/min (nats)",
@@ -34,8 +40,19 @@ METRICS: Mapping[str, str] = {
     "decode/glosses": "distinct glosses in the dev hypotheses",
     "decode/hypotheses": "distinct dev hypotheses",
     "decode/blank": "share of unpadded dev frames whose best class is blank (fraction)",
+    "decode/length": "words of the dev hypotheses / reference words (fraction)",
+    "decode/top_gloss": "share of the most frequent gloss among the words of the dev hypotheses (fraction)",
+    "probe/sequences": "dev sequences that the probes compare (count)",
+    "probe/swap_gap": "dev loss with the features of another sequence minus that with its own (nats per gloss)",
+    "probe/swap_t": "paired t of the swap gap over sequences",
+    "probe/permuted_gap": "dev loss with a sequence's own frames in random order minus that in order (nats per gloss)",
+    "probe/permuted_t": "paired t of the permuted-time gap over sequences",
 }
 """Every key a run reports, with its unit. The keys are fixed: dashboards and rules are built on them."""
+
+NOT_EVERY_EPOCH = frozenset({"train/wer", *(key for key in METRICS if key.startswith("probe/"))})
+"""Absent from epochs without probes (they come in every epoch of the plateau, and in some after takeoff), and where
+there are too few sequences to say anything."""
 
 
 def mixed_seed(*parts: int | str) -> int:
@@ -58,6 +75,7 @@ class TrainingConfig(BaseModel):
     eval_batch_size: int = Field(32, ge=1, description="sequences a forward pass on dev")
     learning_rate: float = Field(5e-4, gt=0, le=10, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
+    adam_eps: float = Field(1e-8, gt=0, description="eps of AdamW; 1e-3 makes steps about twelve times smaller")
     clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     schedule: Literal["cosine_restarts", "plateau", "step", "constant"] = Field(
         "plateau", description="what the learning rate does after the warm-up"
@@ -75,6 +93,21 @@ class TrainingConfig(BaseModel):
     patience_starts: Literal["takeoff", "epoch1"] = Field(
         "takeoff", description="patience counts from takeoff, or from epoch 1 as the original script did"
     )
+    architecture: Literal["student", "bilstm"] = Field(
+        "student", description="student: MobileNetV3-1D encoders and BiLSTM; bilstm: the plain BiLSTM control"
+    )
+    output_stride: Literal[1, 2, 4, 8, 16] = Field(
+        4, description="input frames per output frame; 1 upsamples back to the full frame rate"
+    )
+    output_bias: Literal["random", "floor"] = Field(
+        "random", description="floor: the head begins at the best constant posterior, past the first fall of the loss"
+    )
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        "float32", description="bf16: autocast, for CUDA; log-softmax and CTC stay in float32; fp16 is refused"
+    )
+    probe_interval: int = Field(
+        4, ge=0, description="epochs between two rounds of probes after takeoff (each epoch before it); 0: no probes"
+    )
     hidden: int = Field(128, ge=8, description="width of the BiLSTM, each direction")
     channels: int = Field(128, ge=8, description="width of the convolutional encoder's output, over all modalities")
     lstm_layers: int = Field(1, ge=1, description="BiLSTM layers")
@@ -82,6 +115,16 @@ class TrainingConfig(BaseModel):
     data_seed: int = Field(0, ge=0, description="order of the training sequences; the same for all trials of a sweep")
     threads: int = Field(1, ge=1, description="CPU threads of torch")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one")
+
+    @field_validator("precision")
+    @classmethod
+    def _no_float16(cls, precision: str) -> str:
+        if precision == "fp16":
+            raise ValueError(
+                "fp16: float16 ends at 6e-8, and once the loss is small a tenth to a third of its gradients lie below; "
+                "scaled up, steps overflow and look like divergence. Use bf16, which has the range of float32"
+            )
+        return precision
 
     def with_values(self, values: Hyperparameters) -> TrainingConfig:
         """This config with some fields replaced, checked again."""
@@ -94,7 +137,10 @@ class TrainingConfig(BaseModel):
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch of one run showed. `metrics` has the keys of `METRICS`; a value may be NaN or infinite."""
+    """What one epoch of one run showed.
+
+    `metrics` has the keys of `METRICS`, where measured (see NOT_EVERY_EPOCH); a value may be NaN or infinite.
+    """
 
     epoch: int
     """1 for the first."""
@@ -108,10 +154,16 @@ class EpochReport:
     lr_time: float = 0.0
     """Learning rate summed over all updates so far."""
     seconds: float = 0.0
+    not_finite: str = ""
+    """Where the epoch's first value that is not finite appeared: module and batch; empty where all were finite."""
 
     @property
     def wer(self) -> float:
         return self.metrics["dev/wer"]
+
+    def value(self, key: str) -> float:
+        """A metric, or NaN where it was not measured."""
+        return self.metrics.get(key, math.nan)
 
     def finite(self) -> dict[str, float]:
         """The metrics that are numbers; the others are absent, as JSON and MLflow have no word for them."""

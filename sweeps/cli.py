@@ -29,7 +29,8 @@ from sweeps.records import SweepRow
 from sweeps.settings import Home, find_home
 from sweeps.spec import load_spec
 from sweeps.store import Store
-from sweeps.summary import best_trial, config_of, description, parameters, result, sentence_about, train_command
+from sweeps.summary import best_trial, command_of, description, parameters, result, sentence_about
+from sweeps.trainers import BUILT_IN
 from sweeps.worker import Job
 from tracking.links import experiment_url, without_credentials
 from tracking.server import ServerDidNotStart, check_server, local_server, store_uri
@@ -97,6 +98,17 @@ def run(
     tracking_uri: TrackingOption = None,
     trials: Annotated[int | None, typer.Option(help="Instead of the spec's budget.trials")] = None,
     workers: Annotated[int | None, typer.Option(help="Instead of the spec's workers")] = None,
+    trainer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:NAME",
+            help="Your own trainer instead of the built-in one: NAME(config, corpus) makes it; package.module:NAME "
+            "works too. Its code is run, so no spec can name it. docs/how-to/own-trainer.md has an example",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train on a corpus in which the check finds a fatal fault")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check spec and corpus, print the plan, stop")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -112,8 +124,8 @@ def run(
     for warning in spec.warnings():
         print(f"warning: {warning}", file=sys.stderr)
     with corpus_progress(words) as progress:
-        prepared = service.prepare(spec, where, progress)
-    for note in prepared.corpus.notes:
+        prepared = service.prepare(spec, where, progress, trainer, force=force)
+    for note in prepared.notes:
         print(f"corpus: {note}", file=words, flush=True)
     if dry_run:
         report = plan_report(prepared, where)
@@ -184,6 +196,7 @@ def run_prepared(
                     checkpoints=home.checkpoints(spec.name),
                     scans=home.scans,
                     log=home.logs(spec.name),
+                    trainer=prepared.trainer,
                 )
                 seen = {t.id: t.epochs for t in trials if not t.state.terminal}
                 with display.view(store.epochs, plain=as_json, out=words, seen=seen) as view:
@@ -223,6 +236,7 @@ def make_mirror(store: Store, sweep: SweepRow, prepared: service.Prepared, track
         "corpus": str(prepared.corpus.folder),
         "corpus_hash": prepared.corpus.hash,
         "vocabulary_hash": prepared.corpus.vocabulary.hash,
+        "trainer": prepared.facts["trainer"],
         "git_commit": git_commit(),
     }
 
@@ -238,10 +252,7 @@ def make_mirror(store: Store, sweep: SweepRow, prepared: service.Prepared, track
 
 def best_command(sweep: SweepRow, store: Store, prepared: service.Prepared) -> str | None:
     best = best_trial(store.trials(sweep.id))
-    if best is None:
-        return None
-    output = Path(f"{sweep.name}-{best.name or best.number}")
-    return train_command(config_of(prepared.spec, best), prepared.corpus_config, output)
+    return command_of(sweep, best, prepared.spec, prepared.corpus_config) if best else None
 
 
 def git_commit() -> str:
@@ -351,8 +362,7 @@ def show_trial(store: Store, path: str, as_json: bool) -> None:
     sweep, trial = service.find_trial(store, path)
     rows = store.epochs(trial.id)
     spec, corpus = service.spec_of(sweep), service.corpus_of(sweep)
-    output = Path(f"{sweep.name}-{trial.name or trial.number}")
-    command = train_command(config_of(spec, trial), corpus, output) if trial.hyperparameters else None
+    command = command_of(sweep, trial, spec, corpus) if trial.hyperparameters else None
     if as_json:
         epochs = [{"epoch": r.epoch, "phase": r.phase, **r.metrics} for r in rows]
         what: dict[str, Any] = {
@@ -412,15 +422,16 @@ def plan_report(prepared: service.Prepared, home: Home) -> dict[str, Any]:
             "modalities": {m.name: m.width for m in corpus.modalities},
             "classes": len(corpus.vocabulary),
             "vocabulary_hash": corpus.vocabulary.hash,
-            "notes": list(corpus.notes),
+            "notes": list(prepared.notes),
             "splits": corpus.facts["splits"],
         },
-        "constant_wer": prepared.constant_wer,
-        "constant_sentence": prepared.constant_sentence,
+        "constant_wer": prepared.floors.constant_wer,
+        "constant_sentence": prepared.floors.constant_sentence,
         "space": {name: bounds.model_dump() for name, bounds in spec.space.ranges().items()},
         "first_trials": {p.name: {**p.hyperparameters, **p.overrides} for p in spec.planned()},
         "budget": spec.budget.model_dump(),
         "workers": spec.workers,
+        "trainer": prepared.facts["trainer"],
         "parameters": plan.parameters,
         "seconds_per_epoch": plan.seconds_per_epoch,
         "epochs_at_most": plan.epochs,
@@ -438,6 +449,7 @@ def print_plan(report: dict[str, Any], out: TextIO) -> None:
     sentences = ", ".join(f"{n} {split}" for split, n in corpus["sentences"].items())
     modalities = ", ".join(f"{name} {width}" for name, width in corpus["modalities"].items())
     space = [f"{n} {b['low']:g}..{b['high']:g}{' log' if b['log'] else ''}" for n, b in report["space"].items()]
+    size, epoch = f"{report['parameters'] / 1e6:.2f}", f"about {report['seconds_per_epoch']:.1f} s an epoch"
     lines = [
         f"sweep      {report['sweep']}, everything under {report['home']}",
         f"corpus     {corpus['folder']}: {sentences}",
@@ -446,8 +458,10 @@ def print_plan(report: dict[str, Any], out: TextIO) -> None:
         f"space      {'; '.join(space)}",
         f"trials     {report['budget']['trials']} on {report['workers']} workers, of these named: "
         + (", ".join(report["first_trials"]) or "none"),
-        f"student    {report['parameters'] / 1e6:.2f} M parameters, about {report['seconds_per_epoch']:.1f} s an epoch "
-        "(measured: a few untrained steps, and dev once)",
+        f"student    {size} M parameters, {epoch} (measured: a few untrained steps, and dev once)"
+        if report["trainer"] == BUILT_IN
+        else f"trainer    {report['trainer']}, {size} M numbers in its state, {epoch} (measured: a few steps; dev is "
+        "not among them)",
         f"cost       at most {report['epochs_at_most']} epochs, {duration(report['hours_at_most'])}, if nothing is "
         f"pruned; {report['disk_bytes'] / 1e6:.0f} MB of disk",
         "dry run: nothing was trained",

@@ -66,8 +66,10 @@ def epoch_line(row: EpochRow) -> str:
     """One epoch, short."""
     m = row.metrics
     wer = f"{m['dev/wer']:.1%}" if "dev/wer" in m else "not finite"
-    spread = f"{m['spread/time']:.3f}" if "spread/time" in m else "not finite"
-    return f"epoch {row.epoch}  WER {wer}  spread {spread}  {row.phase}  lr {m['optim/lr']:.2e}  {row.seconds:.1f} s"
+    spread = f"  spread {m['spread/time']:.3f}" if "spread/time" in m else ""  # a trainer need not report more than WER
+    rate = f"  lr {m['optim/lr']:.2e}" if "optim/lr" in m else ""
+    seconds = f"  {row.seconds:.1f} s" if row.seconds else ""
+    return f"epoch {row.epoch}  WER {wer}{spread}  {row.phase}{rate}{seconds}"
 
 
 class LiveTable:

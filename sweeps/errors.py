@@ -35,6 +35,24 @@ class SpecChanged(SweepError):
         )
 
 
+class TrainerChanged(SweepError):
+    """A sweep of that name is trained by another trainer."""
+
+    def __init__(self, name: str, used: str, given: str, built_in: str) -> None:
+        known, other = (f"the {t} trainer" if t == built_in else t for t in (used, given))
+        way_out = "leave --trainer out" if used == built_in else f"name {used} with --trainer"
+        super().__init__(
+            f"sweep {name!r} is trained by {known}, not by {other}: {way_out} to go on with it, or choose another name"
+        )
+
+
+class TrainerNotFound(SweepError):
+    """`--trainer` names nothing that makes a trainer."""
+
+    def __init__(self, reference: str, why: str, way_out: str) -> None:
+        super().__init__(f"--trainer {reference}: {why}: {way_out}")
+
+
 class SweepBusy(SweepError):
     """Another live process runs the sweep."""
 

@@ -82,9 +82,9 @@ def _futile(curve: Curve, took_off: Sequence[tuple[int, Curve]], config: Trainin
     """Rate too low: neither its LR-time nor its time spread will come near a takeoff in the epochs left."""
     now = curve[-1]
     # Their last epoch in the plateau: takeoff came somewhere in the next one. Who left in epoch 1 tells nothing.
-    before_takeoff = [s[at - 2] for at, s in took_off if at > 1 and isfinite(s[at - 2].metrics["spread/time"])]
+    before_takeoff = [s[at - 2] for at, s in took_off if at > 1 and isfinite(_time_spread(s[at - 2]))]
     half = curve[(len(curve) - 1) // 2]
-    spread, before = now.metrics["spread/time"], half.metrics["spread/time"]
+    spread, before = _time_spread(now), _time_spread(half)
     if not before_takeoff or not isfinite(spread) or not isfinite(before):
         return None  # without its numbers the rule does not judge
     left = config.epochs - now.epoch
@@ -93,7 +93,7 @@ def _futile(curve: Curve, took_off: Sequence[tuple[int, Curve]], config: Trainin
     lr_time_needed = min(r.lr_time for r in before_takeoff)
     growth = max(0.0, spread - before) / max(1, now.epoch - half.epoch)
     spread_end = spread + left * growth
-    spread_needed = min(r.metrics["spread/time"] for r in before_takeoff)
+    spread_needed = min(map(_time_spread, before_takeoff))
 
     if not (lr_time_end < FUTILE_SHARE * lr_time_needed and spread_end < FUTILE_SHARE * spread_needed):
         return None
@@ -116,6 +116,11 @@ def _futile(curve: Curve, took_off: Sequence[tuple[int, Curve]], config: Trainin
             "siblings": len(before_takeoff),
         },
     )
+
+
+def _time_spread(report: EpochReport) -> float:
+    """NaN where the trainer does not report it."""
+    return report.metrics.get("spread/time", math.nan)
 
 
 def _exhausted(curve: Curve, took_off: Sequence[tuple[int, Curve]]) -> Decision | None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from model.annotations import CorpusError
-from model.data import Corpus, CorpusConfig, load_corpus
-from model.probes import constant_sentence
+from model.check import check_corpus
+from model.data import Corpus, CorpusConfig, check_fit, fit_note, load_corpus
+from model.floors import Floors, floors
 from model.synthetic import generate
-from sweeps.errors import SpecChanged, SweepNotFound
+from sweeps.errors import SpecChanged, SweepNotFound, TrainerChanged
 from sweeps.records import PlannedTrial, SweepRow, TrialRow
 from sweeps.settings import Home
 from sweeps.spec import SpecError, SweepSpec, differing_paths, digest
 from sweeps.store import Store
 from sweeps.summary import program, shell_line
+from sweeps.trainers import BUILT_IN, load_trainer, make_trainer, resolved, seconds_per_step, state_size, trainer_name
 from tracking.links import without_credentials
 
 Progress = Callable[[str, int, int], None]
@@ -29,37 +32,59 @@ class Prepared:
     spec: SweepSpec
     corpus_config: CorpusConfig
     corpus: Corpus
-    constant_sentence: str
-    constant_wer: float
+    floors: Floors
+    notes: tuple[str, ...]
+    """What the corpus left out, a sentence each, at the output stride of the spec."""
+    trainer: str | None = None
+    """Where a trainer of one's own is: `FILE.py:NAME` or `package.module:NAME`. None: the built-in one."""
 
     @property
     def facts(self) -> dict[str, Any]:
         return {
             "corpus_hash": self.corpus.hash,
             "vocabulary_hash": self.corpus.vocabulary.hash,
-            "constant_wer": self.constant_wer,
-            "constant_sentence": self.constant_sentence,
+            "trainer": trainer_name(self.trainer),
+            # A loss is not a number where no dev target fits its sentence.
+            **{k: v for k, v in asdict(self.floors).items() if isinstance(v, str) or math.isfinite(v)},
         }
 
 
-def prepare(spec: SweepSpec, home: Home, progress: Progress | None = None) -> Prepared:
+def prepare(
+    spec: SweepSpec, home: Home, progress: Progress | None = None, trainer: str | None = None, *, force: bool = False
+) -> Prepared:
     """Generate the corpus if asked to, read it whole, and find what knowing nothing scores on it.
+
+    Args:
+        trainer: a trainer of one's own, `FILE.py:NAME` or `package.module:NAME`. It is imported: never take it from
+            a request or a spec.
+        force: take a corpus that the check finds a fatal fault in.
 
     Raises:
         SpecError: the corpus cannot be used; says which file, why, and the way out.
+        TrainerNotFound: that trainer cannot be used.
     """
+    trainer = resolved(trainer)
+    if trainer is not None:
+        load_trainer(trainer)
     try:
         generated = None
         if spec.corpus.generated is not None:
             generated = generate(spec.corpus.generated, home.corpora, progress)
         config = spec.corpus.config(generated)
         corpus = load_corpus(config, cache=home.scans, progress=progress)
+        for values in ({}, *spec.first_trials.values()):
+            check_fit(corpus.train, values.get("output_stride", spec.trainer.output_stride))
     except CorpusError as error:
         raise SpecError(str(error)) from error
     if "cuda" in {spec.trainer.device, *(values.get("device") for values in spec.first_trials.values())}:
         _check_cuda()
-    sentence, wer = constant_sentence(corpus.train.references, corpus.dev.references)
-    return Prepared(spec, config, corpus, sentence, wer)
+    stride = spec.trainer.output_stride
+    fatal = check_corpus(config, stride, cache=home.scans).fatal
+    if fatal and not force:
+        faults = [f"corpus: {finding.code}: {finding.evidence} {finding.advice}" for finding in fatal]
+        raise SpecError("\n".join([*faults, "corpus: nothing was trained; --force trains on it all the same"]))
+    short = (note for split in (corpus.train, corpus.dev) if (note := fit_note(split, stride)) is not None)
+    return Prepared(spec, config, corpus, floors(corpus, stride), (*corpus.notes, *short), trainer)
 
 
 def _check_cuda() -> None:
@@ -76,6 +101,7 @@ def open_sweep(store: Store, prepared: Prepared) -> SweepRow:
 
     Raises:
         SpecChanged: a sweep of that name was made from another spec or corpus.
+        TrainerChanged: or is trained by another trainer.
     """
     spec = prepared.spec
     identity = _identity(spec, prepared.facts)
@@ -86,6 +112,9 @@ def open_sweep(store: Store, prepared: Prepared) -> SweepRow:
         return store.create_sweep(
             spec.name, content, digest(identity), spec.budget.model_dump(), prepared.facts, planned
         )
+    used, given = known.facts.get("trainer", BUILT_IN), prepared.facts["trainer"]
+    if used != given:
+        raise TrainerChanged(spec.name, used, given, BUILT_IN)
     # Not by digest: a field that a newer version adds, at its default, is no difference.
     differing = differing_paths(_identity(spec_of(known), known.facts), identity)
     if differing:
@@ -141,6 +170,7 @@ class Plan:
     """What a sweep would cost at most: nothing pruned, no patience."""
 
     parameters: int
+    """Of the student; of a trainer of one's own, the numbers in its state."""
     seconds_per_epoch: float
     epochs: int
     hours: float
@@ -148,7 +178,7 @@ class Plan:
 
 
 def plan(prepared: Prepared) -> Plan:
-    """Measure a few training steps of an untrained student (no weight changes) and dev once, and multiply.
+    """Measure a few training steps of an untrained trainer, and multiply.
 
     Raises:
         SpecError: the device that the spec asks for is not there.
@@ -157,18 +187,23 @@ def plan(prepared: Prepared) -> Plan:
 
     spec = prepared.spec
     try:
-        trainer = CTCTrainer(spec.trainer, prepared.corpus)
+        trainer = make_trainer(prepared.trainer, spec.trainer, prepared.corpus)
     except ValueError as error:
         raise SpecError(str(error)) from error
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    seconds = trainer.measure_epoch_seconds()
+    if isinstance(trainer, CTCTrainer):  # no weight changes, and dev is measured once
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        seconds = trainer.measure_epoch_seconds()
+    else:
+        parameters = state_size(trainer)
+        steps = math.ceil(len(prepared.corpus.train) / spec.trainer.batch_size)
+        seconds = steps * seconds_per_step(trainer)
     named = [values.get("epochs", spec.trainer.epochs) for values in spec.first_trials.values()]
     epochs = sum(named) + (spec.budget.trials - len(named)) * spec.trainer.epochs
     epochs = min(epochs, spec.budget.total_epochs or epochs)
     hours = min(epochs * seconds / spec.workers / 3600, spec.budget.hours or float("inf"))
-    # Weights and AdamW's two moments in float32, the last checkpoint and the best one; a curve is about 2 kB an epoch
-    # in our tables and MLflow's together.
-    disk = spec.budget.trials * 2 * 3 * 4 * parameters + 2000 * epochs
+    # Weights and AdamW's two moments in float32, the last two checkpoints and the best one; a curve is about 2 kB an
+    # epoch in our tables and MLflow's together.
+    disk = spec.budget.trials * 3 * 3 * 4 * parameters + 2000 * epochs
     return Plan(parameters, seconds, epochs, hours, disk)
 
 

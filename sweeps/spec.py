@@ -120,8 +120,9 @@ class CorpusSpec(Section):
     path: Path | None = None
     annotations: Path | None = None
     vocabulary: Path | None = None
-    filter: str = "none"
+    filter: str | None = None
     modalities: dict[str, int] | None = None
+    normalise: bool = True
     generated: GeneratedConfig | None = None
 
     @model_validator(mode="before")
@@ -149,6 +150,7 @@ class CorpusSpec(Section):
             vocabulary=self.vocabulary and self.vocabulary.expanduser().resolve(),
             filter=self.filter,
             modalities=self.modalities,
+            normalise=self.normalise,
         )
 
 
@@ -261,6 +263,7 @@ class SweepSpec(Section):
         content = self.model_dump(mode="json", exclude={"budget", "workers"})
         for place in ("path", "annotations", "vocabulary"):
             del content["corpus"][place]
+        content["corpus"]["filter"] = self.corpus.filter or "none"
         return content
 
 

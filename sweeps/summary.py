@@ -16,6 +16,7 @@ from model.types import TrainingConfig
 from sweeps.records import SweepRow, TrialRow
 from sweeps.spec import SweepSpec
 from sweeps.states import TrialState
+from sweeps.trainers import BUILT_IN
 
 COLLAPSED = {"never_learned", "collapsed"}
 """To a person both of these read "collapsed"."""
@@ -50,16 +51,25 @@ def train_command(config: TrainingConfig, corpus: CorpusConfig, output: Path) ->
     for name in ("annotations", "vocabulary"):
         if getattr(corpus, name) is not None:
             words += [f"--{name}", str(getattr(corpus, name))]
-    if corpus.filter != CorpusConfig.model_fields["filter"].default:
+    if corpus.filter is not None:
         words += ["--filter", corpus.filter]
     if corpus.modalities:
         words += ["--modalities", ",".join(f"{name}={width}" for name, width in corpus.modalities.items())]
+    if not corpus.normalise:
+        words.append("--no_normalise")
     # What decides the losses to the bit, and what the sweep searched, stands there even at its default.
     chosen = {**{name: getattr(config, name) for name in ALWAYS_SAID}, **config.changed()}
     for name, value in chosen.items():
         words += [f"--{name}", repr(value) if isinstance(value, float) else str(value)]
     words += ["--output_dir", str(output)]
     return shell_line(words)
+
+
+def command_of(sweep: SweepRow, trial: TrialRow, spec: SweepSpec, corpus: CorpusConfig) -> str | None:
+    """The command that trains this trial again; None where a trainer of one's own did, which only a sweep runs."""
+    if sweep.facts.get("trainer", BUILT_IN) != BUILT_IN:
+        return None
+    return train_command(config_of(spec, trial), corpus, Path(f"{sweep.name}-{trial.name or trial.number}"))
 
 
 def program(name: str) -> str:
@@ -105,7 +115,7 @@ def result(
             "name": best.name,
             "wer": best.best_wer,
             "hyperparameters": best.hyperparameters,
-            "command": train_command(config_of(spec, best), corpus, Path(f"{sweep.name}-{best.name or best.number}")),
+            "command": command_of(sweep, best, spec, corpus),
         },
         "counts": {state.value: sum(t.state is state for t in trials) for state in TrialState},
         "trials": [

@@ -57,6 +57,8 @@ class Job:
     scans: Path
     log: Path
     lease_seconds: float = 120.0
+    trainer: str | None = None
+    """`FILE.py:NAME` or `package.module:NAME` of a trainer that is not the built-in one."""
 
 
 def worker_process(job: Job, pipe: Connection) -> None:
@@ -147,10 +149,10 @@ def _train(
     config: TrainingConfig,
     stop: threading.Event,
 ) -> None:
-    trainer = make_trainer(config, corpus)
-    identity = f"{job.sweep_key} {job.corpus_hash} {config.model_dump_json()}"
-    last = checkpoints.checkpoint_path(job.checkpoints, claim.number)
-    reports = checkpoints.resume(last, identity, trainer)
+    trainer = make_trainer(job.trainer, config, corpus)
+    identity = {"sweep": job.sweep_key, "corpus": job.corpus_hash, **config.model_dump()}
+    files = checkpoints.trial_files(job.checkpoints, claim.number)
+    reports = checkpoints.resume(files, identity, trainer)
     record(store, claim, reports, constant_wer)
     with Lease(store, claim, job.lease_seconds, lambda: trainer.step) as lease:
         # Step 5 comes before the next epoch, not after the last: a trial that comes back is judged again.
@@ -173,10 +175,8 @@ def _train(
                 raise LeaseLost(claim.number, claim.attempt)
             better = is_best(report.wer, [r.wer for r in reports])
             reports.append(report)
-            if better:
-                best = checkpoints.checkpoint_path(job.checkpoints, claim.number, best=True)
-                checkpoints.save(best, identity, trainer, reports)
-            checkpoints.save(last, identity, trainer, reports)  # last: once it stands, the epoch is over
+            run = f"{job.sweep}/{claim.name or claim.number}"
+            checkpoints.save(files, run, identity, trainer, config, corpus, reports, better=better)
             # Step 4
             record(store, claim, reports[-1:], constant_wer, before=reports[:-1])
 
@@ -217,15 +217,15 @@ def finish_if_over(
     wers = [r.wer for r in reports]
     ended = why_ended(reports, config, constant_wer)
     if ended == "diverged":
-        last = reports[-1]
+        last, rate = reports[-1], reports[-1].metrics.get("optim/lr")
         evidence: dict[str, float] = {
             "epoch": last.epoch,
             "steps": last.steps_in_epoch,
             "skipped_steps": last.skipped_steps,
         }
         reason = (
-            f"Diverged: {last.skipped_steps} of {last.steps_in_epoch} steps of epoch {last.epoch} were not finite "
-            f"at learning rate {last.metrics['optim/lr']:.2g}."
+            f"Diverged: {last.skipped_steps} of {last.steps_in_epoch} steps of epoch {last.epoch} were not finite"
+            f"{f' at learning rate {rate:.2g}' if rate else ''}."
         )
         store.finish(claim, TrialState.PRUNED, verdict="diverged", reason=reason, rule="diverged", evidence=evidence)
         return True

@@ -129,7 +129,7 @@ CASES: Sequence[tuple[Spoil, Sequence[str]]] = [
     (a_file_that_is_no_npz, ["train-1.npz", "npz", "write it again"]),
     (modalities_that_do_not_add_up, ["'pose': 3", "add up to 7", "6 dimensions", "leave modalities out"]),
     (ids_without_features, ["train", "1 of 6", "train-3", "at most 1%", "delete their lines"]),
-    (every_sentence_too_short, ["train.corpus.csv", "6", "short"]),
+    (every_sentence_too_short, ["train: 6 of 6", "too short", "output stride 4", "lower the output stride"]),
     (empty_targets_alone, ["train.corpus.csv", "phoenix-si5", "another filter"]),
     (vocabulary_that_does_not_fit, ["vocabulary.txt", "100.0%", "at most 1%", "leave it out"]),
     (vocabulary_without_blank, ["vocabulary.txt", "line 1 is 'A'", "blank", "first"]),

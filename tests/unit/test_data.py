@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 import model.data
 from model.annotations import CorpusError
-from model.data import CorpusConfig, epoch_order, load_corpus, make_batch
+from model.data import CorpusConfig, check_fit, epoch_order, fit_note, infeasible, load_corpus, make_batch
 from model.features import Modality
 from model.synthetic import GeneratedConfig, generate
 from model.vocabulary import Vocabulary
@@ -59,7 +59,7 @@ def test_a_corpus_in_one_folder(tmp_path: Path) -> None:
     assert corpus.train.references[2] == "C A B"
     assert corpus.train.lengths.dtype == np.int64
     assert corpus.train.lengths.tolist() == [40] * 6
-    assert corpus.train.feasible.all()
+    assert corpus.train.needed.tolist() == [2, 2, 3, 1, 3, 2]
     assert len(corpus.dev) == 3
     assert corpus.notes == ("No test split, which is optional (a CSV and a folder of features would make one).",)
     json.dumps(corpus.facts)
@@ -470,10 +470,10 @@ def test_ids_without_features_are_counted_up_to_one_percent(tmp_path: Path) -> N
 
 
 def test_long_lists_are_cut_in_notes_and_whole_in_facts(tmp_path: Path) -> None:
-    folder = write_corpus(tmp_path, {"train": ["A"] * 12 + ["A B C"] * 10, "dev": ["A"]}, frames=8, width=2)
+    folder = write_corpus(tmp_path, {"train": ["A"] * 12 + [""] * 10, "dev": ["A"]}, frames=8, width=2)
     corpus = load(folder)
     ids = [f"train-{i}" for i in range(12, 22)]
-    assert any(note.endswith(f"are excluded ({', '.join(ids)}).") for note in corpus.notes)
+    assert any(note.endswith(f"are dropped ({', '.join(ids)}).") for note in corpus.notes)
     for i in range(12):
         train_file(folder, 30 + i).write_bytes(b"")
     corpus = load(folder)
@@ -491,34 +491,36 @@ def test_empty_targets_are_dropped_and_counted(tmp_path: Path) -> None:
     )
 
 
-def test_infeasible_sentences_leave_train_but_count_for_wer(tmp_path: Path) -> None:
+def test_every_sentence_says_how_many_frames_it_needs(tmp_path: Path) -> None:
     texts = {"train": ["A B", "A B C", "A A", "A A B", "B", "C"], "dev": ["A B C", "A A", "A B", "B B"]}
     folder = write_corpus(tmp_path, texts, frames=11)  # two output frames at stride 4
     write_sequence(folder / "features" / "dev" / "dev-3.npz", np.ones((3, 6), np.float32))
     corpus = load(folder)
-    assert corpus.train.ids == ("train-0", "train-4", "train-5"), (
-        "an equal number of frames is enough; a repeat needs one more"
+    assert (len(corpus.train), len(corpus.dev)) == (6, 4), "the corpus does not know the model's stride"
+    assert corpus.train.needed.tolist() == [2, 3, 3, 4, 1, 1], "a repeat needs one more frame"
+    assert corpus.train.fits(4).tolist() == [True, False, False, False, True, True], "an equal number is enough"
+    assert corpus.dev.fits(4).tolist() == [False, False, True, False]
+    assert corpus.train.fits(1).all()
+    assert infeasible(corpus.train, 4) == ["train-1", "train-2", "train-3"]
+    assert infeasible(corpus.dev, 4) == ["dev-0", "dev-1", "dev-3"]
+    assert fit_note(corpus.train, 1) is None
+    assert fit_note(corpus.train, 4) == (
+        "train: 3 of 6 sentences are too short for their target at output stride 4 and are left out of training "
+        "(train-1, train-2, train-3)."
     )
-    assert corpus.train.feasible.all()
-    assert corpus.dev.ids == ("dev-0", "dev-1", "dev-2")
-    assert corpus.dev.feasible.tolist() == [False, False, True]
-    facts = corpus.facts["splits"]
-    assert facts["train"]["infeasible"] == ["train-1", "train-2", "train-3"]
-    assert facts["dev"]["short"] == ["dev-3"]
-    assert any("too short for their target at output stride 4 and are excluded" in note for note in corpus.notes)
-    assert (
-        "dev: 1 of 4 sentences are shorter than one output frame (4 frames) and are left out of WER and loss (dev-3)."
-        in corpus.notes
-    )
-    assert load_corpus(CorpusConfig(path=folder), stride=1).train.feasible.tolist() == [True] * 6
+    assert "and are kept for WER but not for the loss (dev-0, dev-1, dev-3)" in str(fit_note(corpus.dev, 4))
 
 
-def test_mostly_infeasible_train_is_refused(tmp_path: Path) -> None:
-    folder = write_corpus(tmp_path, {"train": ["A B", "A B", "A B", "A", "A"], "dev": ["A"]}, frames=16)
-    with pytest.raises(CorpusError, match=r"3 of 5 sentences are too short .* output stride 16: T // 16"):
-        load_corpus(CorpusConfig(path=folder), stride=16)
+def test_train_of_which_over_one_percent_does_not_fit_is_refused(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path, {"train": ["A"] * 198 + ["A B"] * 3, "dev": ["A"]}, frames=8, width=2)
+    train = load(folder).train
+    check_fit(train, 4)
+    with pytest.raises(CorpusError, match=r"train: 3 of 201 .* \(train-198, train-199, train-200\) at output stride 8"):
+        check_fit(train, 8)
+    shorter = load(write_corpus(tmp_path / "b", {"train": ["A"] * 199 + ["A B"] * 2, "dev": ["A"]}, frames=8, width=2))
+    check_fit(shorter.train, 8)
     with pytest.raises(ValueError, match="stride is 0"):
-        load_corpus(CorpusConfig(path=folder), stride=0)
+        check_fit(train, 0)
 
 
 def test_dev_words_out_of_the_vocabulary_stay_errors_of_the_model(tmp_path: Path) -> None:
@@ -526,14 +528,14 @@ def test_dev_words_out_of_the_vocabulary_stay_errors_of_the_model(tmp_path: Path
     corpus = load(write_corpus(tmp_path, texts))
     assert corpus.dev.references == ("A X B", "X Y", "A A")
     assert [t.tolist() for t in corpus.dev.targets] == [[1, 2], [], [1, 1]]
-    assert corpus.dev.feasible.tolist() == [True, False, True]
+    assert corpus.dev.needed.tolist() == [2, 0, 3]
+    assert corpus.dev.fits(1).tolist() == [True, False, True]
+    assert infeasible(corpus.dev, 1) == [], "where no gloss is known, nothing can be too short"
     assert corpus.facts["splits"]["dev"]["unknown"] == ["dev-1"]
-    assert corpus.facts["splits"]["dev"]["infeasible"] == []
     assert (
         "dev: 1 of 3 sentences hold no word of the vocabulary and are kept for WER but not for the loss (dev-1)."
         in (corpus.notes)
     )
-    assert not any("too short" in note for note in corpus.notes)
     assert "dev: 3 of 7 words (42.86%) are out of the vocabulary (X, Y)." in corpus.notes
 
 
@@ -716,8 +718,8 @@ def test_si5_annotations_load_over_features_of_the_real_lengths(tmp_path: Path) 
         assert (len(corpus.vocabulary), len(corpus.train), len(corpus.dev)) == (973, 4372, 111)
         facts = corpus.facts["splits"]
         assert len(facts["train"]["empty"]) == 3
-        assert facts["train"]["infeasible"] == []
         assert (facts["dev"]["oov_words"], facts["dev"]["words"]) == (9, 1025)
-    with pytest.raises(CorpusError, match="too short for their target"):
-        load_corpus(config, stride=16, cache=tmp_path / "cache")
-    assert len(load_corpus(config, stride=8, cache=tmp_path / "cache").facts["splits"]["train"]["infeasible"]) == 62
+        assert [len(infeasible(corpus.train, stride)) for stride in (4, 8, 16, 32)] == [0, 62, 2881, 4308]
+        check_fit(corpus.train, 4)
+        with pytest.raises(CorpusError, match="62 of 4372 sentences are too short for their target"):
+            check_fit(corpus.train, 8)

@@ -1,0 +1,288 @@
+"""The lanes: runs that are healthy, slow, or dead in a known way, to hold the diagnosis against.
+
+    python benchmarks/lanes.py run [--out benchmarks/lanes] [--seeds 3] [--only NAME ...]
+    python benchmarks/lanes.py table
+
+`run` trains every lane and keeps each epoch's report, a line an epoch (a run that is there is not trained again);
+`table` reads them, asks the diagnosis after each epoch, and prints the confusion table of docs/lanes.md.
+
+The lanes are those that a swap gap was first measured on: three healthy learning rates, the user's old warm-up (slow,
+alive), features that are all zero, not normalised, or labels shuffled between sentences, output at T/16 with
+zero_infinity, a network that averages over time, and AdamW with eps 1e-3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import model.ctc
+from model.check import check_corpus
+from model.ctc import CTCTrainer
+from model.data import Corpus, CorpusConfig, load_corpus
+from model.diagnosis import run_findings, takeoff_epoch
+from model.encoder import BiLSTM
+from model.findings import Finding
+from model.floors import Floors, floors
+from model.synthetic import GeneratedConfig, generate
+from model.types import EpochReport, TrainingConfig
+
+HERE = Path(__file__).parent
+EPOCHS = 24
+DEV = 110
+SEEDS = 3
+
+
+class InfiniteIsZero(CTCTrainer):
+    """The mistake of many scripts: sequences that no alignment fits stay in, their infinite loss set to zero."""
+
+    def __init__(self, config: TrainingConfig, corpus: Corpus) -> None:
+        real, model.ctc.check_fit = model.ctc.check_fit, lambda *_: None
+        try:
+            super().__init__(config, corpus)
+        finally:
+            model.ctc.check_fit = real
+
+    def _loss(self, batch: Any) -> Tensor:
+        log_probs, lengths = self.forward(batch)
+        targets, target_lengths = torch.from_numpy(batch.targets), torch.from_numpy(batch.target_lengths)
+        return F.ctc_loss(
+            log_probs.transpose(0, 1), targets, lengths, target_lengths, reduction="sum", zero_infinity=True
+        )
+
+
+class TimeMean(nn.Module):
+    """A BiLSTM that is given, in every frame, the mean over the sequence's frames: time has collapsed."""
+
+    def __init__(self, lstm: BiLSTM) -> None:
+        super().__init__()
+        self.lstm = lstm
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        mask = (torch.arange(x.shape[1]) < lengths[:, None])[..., None]
+        mean = (x * mask).sum(1, keepdim=True) / lengths[:, None, None]
+        return self.lstm(mean.expand_as(x) * mask, lengths)  # type: ignore[no-any-return]
+
+
+class TimeCollapsed(CTCTrainer):
+    """A network that averages over time before its BiLSTM."""
+
+    def __init__(self, config: TrainingConfig, corpus: Corpus) -> None:
+        super().__init__(config, corpus)
+        self.model.lstm = TimeMean(self.model.lstm)
+
+
+def shuffled(corpus: Corpus) -> Corpus:
+    """Each train sentence gets the target of another one of nearly its length, so that it still fits; none its own."""
+    train = corpus.train
+    order = np.argsort(train.lengths, kind="stable")
+    dealt = np.empty(len(order), dtype=np.int64)
+    dealt[order] = np.roll(order, 7)
+    targets = tuple(train.targets[i] for i in dealt)
+    references = tuple(train.references[i] for i in dealt)
+    return replace(corpus, train=replace(train, targets=targets, references=references, needed=train.needed[dealt]))
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A way to train, and what is true of it."""
+
+    name: str
+    alive: bool
+    says: str
+    """The code of the finding that names it rightly; of a live lane: none is expected."""
+    config: dict[str, Any] = field(default_factory=dict)
+    corpus: dict[str, Any] = field(default_factory=dict)
+    change: Callable[[Corpus], Corpus] = lambda corpus: corpus
+    trainer: type[CTCTrainer] = CTCTrainer
+    scale: float = 1.0
+    """The stored features are multiplied by it."""
+    every: int = 1
+    """Of so many frames one is kept."""
+    epochs: int = EPOCHS
+
+
+OLD = {
+    "learning_rate": 1e-4,
+    "warmup_start_factor": 0.1,
+    "warmup_epochs": 5,
+    "schedule": "cosine_restarts",
+    "restart_epochs": 10,
+}
+
+LANES = (
+    Lane("healthy 5e-4", True, "", {"learning_rate": 5e-4}),
+    Lane("healthy 1e-3", True, "", {"learning_rate": 1e-3}),
+    Lane("healthy 4e-3", True, "", {"learning_rate": 4e-3}),
+    Lane("old warm-up", True, "learning_rate_too_low", OLD, epochs=2 * EPOCHS),
+    Lane("zero features", False, "nothing_varies", {"learning_rate": 1e-3}, scale=0.0),
+    # Pixels instead of shares of the picture saturate an LSTM. The student bears them: it normalises batches.
+    Lane(
+        "pixels, not normalised",
+        False,
+        "not_normalised",
+        {"learning_rate": 1e-3, "architecture": "bilstm"},
+        {"normalise": False},
+        scale=1000.0,
+    ),
+    Lane("not normalised", True, "", {"learning_rate": 1e-3}, {"normalise": False}),
+    Lane("shuffled labels", False, "input_not_used", {"learning_rate": 1e-3}, change=shuffled),
+    Lane(
+        "T/16, zero_infinity",
+        False,
+        "infeasible_targets",
+        {"learning_rate": 1e-3, "output_stride": 16},
+        every=2,
+        trainer=InfiniteIsZero,
+    ),
+    Lane("time collapsed", False, "time_collapsed", {"learning_rate": 1e-3}, trainer=TimeCollapsed),
+    Lane("eps 1e-3", True, "step_throttled", {"learning_rate": 1e-3, "adam_eps": 1e-3}),
+)
+
+
+def corpus_at(home: Path, scale: float, every: int) -> Path:
+    """The generated corpus, its features multiplied by `scale`, of `every` so many frames one."""
+    corpus = generate(GeneratedConfig(train=240, dev=DEV), home)
+    if (scale, every) == (1, 1):
+        return corpus
+    scaled = home / f"{corpus.name}-times-{scale:g}-every-{every}"
+    for file in corpus.rglob("*"):
+        copy = scaled / file.relative_to(corpus)
+        if file.is_file() and not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if file.suffix == ".npz":
+                with np.load(file) as stored:
+                    np.savez(copy, features=stored["features"][::every] * np.float32(scale))
+            else:
+                copy.write_bytes(file.read_bytes())
+    return scaled
+
+
+def config_of(lane: Lane, seed: int) -> TrainingConfig:
+    plain = TrainingConfig(epochs=lane.epochs, seed=seed, data_seed=seed, schedule="constant")
+    return plain.with_values(lane.config)
+
+
+def train_lane(lane: Lane, seed: int, home: Path) -> Iterator[EpochReport]:
+    """The reports of a lane, an epoch at a time."""
+    data = lane.change(load_corpus(CorpusConfig(path=corpus_at(home, lane.scale, lane.every), **lane.corpus)))
+    trainer = lane.trainer(config_of(lane, seed), data)
+    for _ in range(lane.epochs):
+        yield trainer.train_epoch(lambda: False)
+
+
+def file_of(folder: Path, lane: Lane, seed: int) -> Path:
+    """Where a run's reports lie."""
+    return folder / f"{lane.name.replace(' ', '-').replace('/', '').replace(',', '')}.{seed}.jsonl"
+
+
+def as_line(report: EpochReport) -> str:
+    metrics = {k: float(f"{v:.9g}") for k, v in report.metrics.items() if math.isfinite(v)}
+    return json.dumps({**asdict(report), "seconds": round(report.seconds, 2), "metrics": metrics})
+
+
+def run(folder: Path, seeds: int, only: list[str]) -> None:
+    """Train the lanes that are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    home = Path(".sweeps") / "corpora"
+    for seed in range(seeds):
+        for lane in LANES:
+            file = file_of(folder, lane, seed)
+            if file.exists() or (only and lane.name not in only):
+                continue
+            began, lines = time.monotonic(), []
+            for report in train_lane(lane, seed, home):
+                lines.append(as_line(report))
+                m = report.metrics
+                print(
+                    f"{lane.name:20} seed {seed} epoch {report.epoch:2}  loss {m['train/loss']:7.3f} dev "
+                    f"{m['dev/loss']:7.3f}  WER {m['dev/wer']:6.1%}  swap t {report.value('probe/swap_t'):6.2f}  permuted t "
+                    f"{report.value('probe/permuted_t'):6.2f}  step {m['optim/step_ratio']:.3f}  {report.seconds:.1f} s",
+                    flush=True,
+                )
+            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+            print(f"{file.name}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+@dataclass(frozen=True)
+class Named:
+    """When a run was first given a finding, and when it was first called dead."""
+
+    epoch: int | None
+    """0: by the check, before the first step. None: never."""
+    dead: int | None
+    dead_by: str
+    wrongly: tuple[str, ...]
+    """Findings that call it dead and are not the expected one."""
+
+
+def named(lane: Lane, reports: list[EpochReport], static: list[Finding], floor: Floors) -> Named:
+    """Ask the check before the first step, then the diagnosis after each epoch, as if it did not know the rest."""
+    config = config_of(lane, 0)
+    seen = {0: static}
+    for n in range(1, len(reports) + 1):
+        seen[n] = run_findings(reports[:n], config, floor, dev_sequences=DEV)
+    right = next((n for n, found in seen.items() if lane.says in {f.code for f in found}), None)
+    fatal = {n: [f.code for f in found if f.severity == "fatal"] for n, found in seen.items()}
+    dead = next((n for n, codes in fatal.items() if codes), None)
+    wrongly = {code for codes in fatal.values() for code in codes} if lane.alive else set()
+    return Named(right, dead, fatal[dead][0] if dead is not None else "", tuple(sorted(wrongly)))
+
+
+def table(folder: Path) -> None:
+    """The confusion table, in Markdown."""
+    home = Path(".sweeps") / "corpora"
+    print("| lane | truth | seed | took off | best WER | expected finding | at epoch | called dead at epoch | by |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    totals = dict.fromkeys(("dead", "dead, called dead", "dead, named", "live", "live, called dead"), 0)
+    for lane in LANES:
+        path = corpus_at(home, lane.scale, lane.every)
+        stride = lane.config.get("output_stride", 4)
+        check = check_corpus(CorpusConfig(path=path, **lane.corpus), stride)
+        floor = floors(load_corpus(CorpusConfig(path=path)), stride)
+        for seed in range(SEEDS):
+            file = file_of(folder, lane, seed)
+            if not file.exists():
+                continue
+            reports = [EpochReport(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+            found = named(lane, reports, check.findings, floor)
+            wers = [report.wer for report in reports]
+            print(
+                f"| {lane.name} | {'live' if lane.alive else 'dead'} | {seed} | "
+                f"{takeoff_epoch(wers, floor.constant_wer) or '-'} | {min(wers):.1%} | {f'`{lane.says}`' if lane.says else 'none'} | "
+                f"{'-' if not lane.says or found.epoch is None else found.epoch} | "
+                f"{'-' if found.dead is None else found.dead} | {f'`{found.dead_by}`' if found.dead_by else ''} |"
+            )
+            totals["live" if lane.alive else "dead"] += 1
+            totals["live, called dead" if lane.alive else "dead, called dead"] += found.dead is not None
+            totals["dead, named"] += not lane.alive and found.epoch is not None
+    print()
+    print(", ".join(f"{name}: {count}" for name, count in totals.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("--out", type=Path, default=HERE / "lanes")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--only", nargs="*", default=[])
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        run(arguments.out, arguments.seeds, arguments.only)
+    else:
+        table(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
