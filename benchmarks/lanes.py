@@ -28,17 +28,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import model.ctc
-from model.check import check_corpus
+from model.corpus.check import check_corpus
+from model.corpus.data import Corpus, CorpusConfig, load_corpus
+from model.corpus.synthetic import GeneratedConfig, generate
 from model.ctc import CTCTrainer
-from model.data import Corpus, CorpusConfig, load_corpus
 from model.diagnosis import run_findings, takeoff_epoch
 from model.encoder import BiLSTM
-from model.findings import Finding
+from model.findings import Finding, finite
 from model.floors import Floors, floors
-from model.synthetic import GeneratedConfig, generate
 from model.types import EpochReport, TrainingConfig
 
 HERE = Path(__file__).parent
+HOME = Path(".sweeps") / "corpora"
 EPOCHS = 24
 DEV = 110
 SEEDS = 3
@@ -112,6 +113,9 @@ class Lane:
     """Of so many frames one is kept."""
     epochs: int = EPOCHS
 
+    def __str__(self) -> str:
+        return self.name
+
 
 OLD = {
     "learning_rate": 1e-4,
@@ -151,12 +155,12 @@ LANES = (
 )
 
 
-def corpus_at(home: Path, scale: float, every: int) -> Path:
-    """The generated corpus, its features multiplied by `scale`, of `every` so many frames one."""
-    corpus = generate(GeneratedConfig(train=240, dev=DEV), home)
+def corpus_at(base: Path, scale: float, every: int) -> Path:
+    """A corpus folder, its features multiplied by `scale`, of `every` so many frames one."""
+    corpus = base.resolve()
     if (scale, every) == (1, 1):
         return corpus
-    scaled = home / f"{corpus.name}-times-{scale:g}-every-{every}"
+    scaled = HOME / f"{corpus.name}-times-{scale:g}-every-{every}"
     for file in corpus.rglob("*"):
         copy = scaled / file.relative_to(corpus)
         if file.is_file() and not copy.exists():
@@ -174,9 +178,9 @@ def config_of(lane: Lane, seed: int) -> TrainingConfig:
     return plain.with_values(lane.config)
 
 
-def train_lane(lane: Lane, seed: int, home: Path) -> Iterator[EpochReport]:
+def train_lane(lane: Lane, seed: int, base: Path) -> Iterator[EpochReport]:
     """The reports of a lane, an epoch at a time."""
-    data = lane.change(load_corpus(CorpusConfig(path=corpus_at(home, lane.scale, lane.every), **lane.corpus)))
+    data = lane.change(load_corpus(CorpusConfig(path=corpus_at(base, lane.scale, lane.every), **lane.corpus)))
     trainer = lane.trainer(config_of(lane, seed), data)
     for _ in range(lane.epochs):
         yield trainer.train_epoch(lambda: False)
@@ -192,23 +196,31 @@ def as_line(report: EpochReport) -> str:
     return json.dumps({**asdict(report), "seconds": round(report.seconds, 2), "metrics": metrics})
 
 
-def run(folder: Path, seeds: int, only: list[str]) -> None:
+def floors_of(lane: Lane, base: Path) -> Floors:
+    """What knowing nothing scores in a lane."""
+    corpus = load_corpus(CorpusConfig(path=corpus_at(base, lane.scale, lane.every)))
+    return floors(corpus, lane.config.get("output_stride", 4))
+
+
+def run(folder: Path, base: Path, seeds: int, only: list[str]) -> None:
     """Train the lanes that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    home = Path(".sweeps") / "corpora"
+    known = {lane.name: finite(asdict(floors_of(lane, base))) for lane in LANES}
+    (folder / "floors.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8", newline="\n")
     for seed in range(seeds):
         for lane in LANES:
             file = file_of(folder, lane, seed)
             if file.exists() or (only and lane.name not in only):
                 continue
             began, lines = time.monotonic(), []
-            for report in train_lane(lane, seed, home):
+            for report in train_lane(lane, seed, base):
                 lines.append(as_line(report))
                 m = report.metrics
+                t = {key: report.value(f"probe/{key}_t") for key in ("swap", "permuted")}
                 print(
-                    f"{lane.name:20} seed {seed} epoch {report.epoch:2}  loss {m['train/loss']:7.3f} dev "
-                    f"{m['dev/loss']:7.3f}  WER {m['dev/wer']:6.1%}  swap t {report.value('probe/swap_t'):6.2f}  permuted t "
-                    f"{report.value('probe/permuted_t'):6.2f}  step {m['optim/step_ratio']:.3f}  {report.seconds:.1f} s",
+                    f"{lane.name:22} seed {seed} epoch {report.epoch:2}  loss {m['train/loss']:7.3f} "
+                    f"dev {m['dev/loss']:7.3f}  WER {m['dev/wer']:6.1%}  swap t {t['swap']:6.2f}  "
+                    f"permuted t {t['permuted']:6.2f}  step {m['optim/step_ratio']:.3f}  {report.seconds:.1f} s",
                     flush=True,
                 )
             file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
@@ -240,17 +252,16 @@ def named(lane: Lane, reports: list[EpochReport], static: list[Finding], floor: 
     return Named(right, dead, fatal[dead][0] if dead is not None else "", tuple(sorted(wrongly)))
 
 
-def table(folder: Path) -> None:
+def table(folder: Path, base: Path) -> None:
     """The confusion table, in Markdown."""
-    home = Path(".sweeps") / "corpora"
     print("| lane | truth | seed | took off | best WER | expected finding | at epoch | called dead at epoch | by |")
     print("|---|---|---|---|---|---|---|---|---|")
     totals = dict.fromkeys(("dead", "dead, called dead", "dead, named", "live", "live, called dead"), 0)
     for lane in LANES:
-        path = corpus_at(home, lane.scale, lane.every)
+        path = corpus_at(base, lane.scale, lane.every)
         stride = lane.config.get("output_stride", 4)
         check = check_corpus(CorpusConfig(path=path, **lane.corpus), stride)
-        floor = floors(load_corpus(CorpusConfig(path=path)), stride)
+        floor = floors_of(lane, base)
         for seed in range(SEEDS):
             file = file_of(folder, lane, seed)
             if not file.exists():
@@ -258,12 +269,18 @@ def table(folder: Path) -> None:
             reports = [EpochReport(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
             found = named(lane, reports, check.findings, floor)
             wers = [report.wer for report in reports]
-            print(
-                f"| {lane.name} | {'live' if lane.alive else 'dead'} | {seed} | "
-                f"{takeoff_epoch(wers, floor.constant_wer) or '-'} | {min(wers):.1%} | {f'`{lane.says}`' if lane.says else 'none'} | "
-                f"{'-' if not lane.says or found.epoch is None else found.epoch} | "
-                f"{'-' if found.dead is None else found.dead} | {f'`{found.dead_by}`' if found.dead_by else ''} |"
-            )
+            cells = [
+                lane.name,
+                "live" if lane.alive else "dead",
+                seed,
+                takeoff_epoch(wers, floor.constant_wer),
+                f"{min(wers):.1%}",
+                f"`{lane.says}`" if lane.says else "none",
+                found.epoch if lane.says else None,
+                found.dead,
+                f"`{found.dead_by}`" if found.dead_by else "",
+            ]
+            print("| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |")
             totals["live" if lane.alive else "dead"] += 1
             totals["live, called dead" if lane.alive else "dead, called dead"] += found.dead is not None
             totals["dead, named"] += not lane.alive and found.epoch is not None
@@ -277,11 +294,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "lanes")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument(
+        "--corpus", type=Path, help="a corpus folder of about 100 dev sentences (default: a generated one)"
+    )
     arguments = parser.parse_args()
+    base = arguments.corpus or generate(GeneratedConfig(train=240, dev=DEV), HOME)
     if arguments.command == "run":
-        run(arguments.out, arguments.seeds, arguments.only)
+        run(arguments.out, base, arguments.seeds, arguments.only)
     else:
-        table(arguments.out)
+        table(arguments.out, base)
 
 
 if __name__ == "__main__":

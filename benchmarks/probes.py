@@ -16,8 +16,8 @@ from typing import Any
 
 from model.commands.options import add_corpus_options, corpus_config
 from model.commands.train import add_training_options, training_config
+from model.corpus.data import epoch_order, load_corpus, make_batch
 from model.ctc import CTCTrainer
-from model.data import epoch_order, load_corpus, make_batch
 
 
 def main() -> None:

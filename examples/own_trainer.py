@@ -10,7 +10,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from model.data import Corpus, epoch_order, make_batch
+from model.corpus.data import Corpus, epoch_order, make_batch
 from model.decode import greedy_decode
 from model.metrics import word_errors
 from model.schedule import learning_rate_at

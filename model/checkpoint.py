@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.data import Corpus
+from model.corpus.data import Corpus
 from model.types import EpochReport, Trainer, TrainingConfig
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.data import Batch, Corpus, Split, check_fit, epoch_order, make_batch
+from model.corpus.data import Batch, Corpus, Split, check_fit, epoch_order, make_batch
 from model.diagnosis import takeoff_epoch
 from model.encoder import make_model, set_output_bias
 from model.evaluate import Evaluation, dev_metrics, evaluate, forward_of, sequence_losses, word_errors_of
@@ -78,9 +78,7 @@ class CTCTrainer:
         self.model = make_model(config, [m.width for m in corpus.modalities], len(corpus.vocabulary))
         if config.output_bias == "floor":
             train = corpus.train
-            posterior = constant_posterior(
-                train.lengths // config.output_stride, train.targets, len(corpus.vocabulary)
-            )
+            posterior = constant_posterior(train.lengths // config.output_stride, train.targets, len(corpus.vocabulary))
             set_output_bias(self.model, torch.from_numpy(posterior).log())
         self.model.to(self.device)
         self.forward = forward_of(self.model, self.device, config.precision)

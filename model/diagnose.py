@@ -20,18 +20,18 @@ from torch import nn
 
 from model import weights
 from model.checkpoint import Checkpoint, read
+from model.corpus.data import Corpus, Split
+from model.corpus.features import Modality, Normalisation
+from model.corpus.vocabulary import Vocabulary
 from model.ctc import pick_device
-from model.data import Corpus, Split
 from model.diagnosis import judge
 from model.early_stopping import why_ended
 from model.encoder import make_model
 from model.evaluate import Evaluation, dev_metrics, evaluate, forward_of, sequence_losses
-from model.features import Modality, Normalisation
 from model.findings import Finding, worst_first
 from model.floors import split_floors
 from model.probes import Gap, permuted_gap, swap_gap
 from model.types import EpochReport
-from model.vocabulary import Vocabulary
 
 EXAMPLES = 6
 """Sentences shown, evenly spread over the split."""

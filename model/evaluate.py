@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.data import Batch, Split, make_batch
+from model.corpus.data import Batch, Split, make_batch
+from model.corpus.vocabulary import Vocabulary
 from model.decode import best_classes, greedy_decode
 from model.metrics import Spread, WordErrors, log_prob_spread, word_errors
 from model.numerics import autocast
-from model.vocabulary import Vocabulary
 
 
 class Forward(Protocol):

@@ -14,7 +14,7 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
 if TYPE_CHECKING:
-    from model.data import Corpus
+    from model.corpus.data import Corpus
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -25,7 +25,7 @@ _HUGE = 1e200
 
 
 class Labelled(Protocol):
-    """What the floors need of a split: `model.data.Split` has it."""
+    """What the floors need of a split: `model.corpus.data.Split` has it."""
 
     @property
     def lengths(self) -> Ints:

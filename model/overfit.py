@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 
-from model.annotations import CorpusError
+from model.corpus.annotations import CorpusError
+from model.corpus.data import Corpus, Split, make_batch
 from model.ctc import ctc_loss_sum, pick_device
-from model.data import Corpus, Split, make_batch
 from model.decode import greedy_decode
 from model.encoder import make_model
 from model.evaluate import forward_of

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.check import Curves, Report
-from model.corpus_facts import MEAN_LIMIT, STD_LIMITS, STRIDES, CorpusFacts
+from model.corpus.check import Curves, Report
+from model.corpus.facts import MEAN_LIMIT, STD_LIMITS, STRIDES, CorpusFacts
 from model.floors import Floors
 from model.page import Picture
 

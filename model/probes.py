@@ -14,14 +14,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data import Split
-from model.types import mixed_seed
+from model.corpus.data import Split
+from model.types import FEWEST_SEQUENCES, mixed_seed
 
 MOST_SEQUENCES = 128
 """Dev sequences that the swap gap compares at most: the paired t is sharp enough, and the cost stays bounded."""
-
-FEWEST_SEQUENCES = 100
-"""With fewer of them a paired t is not given: there is not enough evidence."""
 
 PERMUTED_SHARE = 2
 """The permuted-time gap looks at one in so many of those sequences: what it finds is far larger, and a pass is dear."""

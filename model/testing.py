@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import load_checkpoint, save_checkpoint
-from model.data import Corpus, CorpusConfig, Split, load_corpus
-from model.features import Recording
-from model.synthetic import GeneratedConfig, generate
+from model.corpus.data import Corpus, CorpusConfig, Split, load_corpus
+from model.corpus.features import Recording
+from model.corpus.synthetic import GeneratedConfig, generate
 from model.types import EpochReport, Stopped, Trainer, TrainingConfig
 
 MakeTrainer: TypeAlias = Callable[[TrainingConfig, Corpus], Trainer]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint import FREE_TO_CHANGE, Files, checkpoint_of, differing, read_latest, write
+from model.corpus.data import Corpus
 from model.ctc import CTCTrainer
-from model.data import Corpus
 from model.diagnosis import best_epoch, judge, phase_of
 from model.early_stopping import why_ended
 from model.findings import finite

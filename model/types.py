@@ -54,6 +54,9 @@ NOT_EVERY_EPOCH = frozenset({"train/wer", *(key for key in METRICS if key.starts
 """Absent from epochs without probes (they come in every epoch of the plateau, and in some after takeoff), and where
 there are too few sequences to say anything."""
 
+FEWEST_SEQUENCES = 100
+"""With fewer dev sequences the swap gap has no paired t: there is not enough evidence."""
+
 
 def mixed_seed(*parts: int | str) -> int:
     """One 32-bit seed from several parts; a change of any part changes it completely."""

@@ -9,7 +9,8 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from torch import nn
 
-from model.data import Split, make_batch
+from model.corpus.data import Split, make_batch
+from model.corpus.vocabulary import Vocabulary
 from model.evaluate import Evaluation, forward_of, word_errors_of
 from model.findings import Finding
 from model.floors import Floors
@@ -23,7 +24,6 @@ from model.symptoms import (
     progress,
 )
 from model.types import EpochReport
-from model.vocabulary import Vocabulary
 
 SAME_LOSS = 0.02
 """A loss measured again on the same weights and data agrees within this share: other devices and batch sizes round

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.data import Corpus
+from model.corpus.data import Corpus
 from model.types import EpochReport, Trainer, TrainingConfig
 
 if TYPE_CHECKING:

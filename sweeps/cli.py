@@ -11,7 +11,7 @@ import threading
 import webbrowser
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -19,8 +19,10 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from model.annotations import CorpusError
+from model import milestones
+from model.corpus.annotations import CorpusError
 from model.diagnosis import takeoff_epoch
+from model.findings import finite
 from sweeps import display, runner, service
 from sweeps.errors import SweepError
 from sweeps.mirror import Mirror
@@ -29,7 +31,7 @@ from sweeps.records import SweepRow
 from sweeps.settings import Home, find_home
 from sweeps.spec import load_spec
 from sweeps.store import Store
-from sweeps.summary import best_trial, command_of, description, parameters, result, sentence_about
+from sweeps.summary import best_trial, command_of, config_of, description, parameters, result, sentence_about
 from sweeps.trainers import BUILT_IN
 from sweeps.worker import Job
 from tracking.links import experiment_url, without_credentials
@@ -363,6 +365,10 @@ def show_trial(store: Store, path: str, as_json: bool) -> None:
     rows = store.epochs(trial.id)
     spec, corpus = service.spec_of(sweep), service.corpus_of(sweep)
     command = command_of(sweep, trial, spec, corpus) if trial.hyperparameters else None
+    judgement = service.judgement_of(sweep, trial, rows)
+    findings = judgement.findings if judgement else ()
+    epochs_planned = len(rows) if trial.state.terminal else config_of(spec, trial).epochs
+    standings = milestones.met(milestones.parse(spec.milestones), [r.report().wer for r in rows], epochs_planned)
     if as_json:
         epochs = [{"epoch": r.epoch, "phase": r.phase, **r.metrics} for r in rows]
         what: dict[str, Any] = {
@@ -378,6 +384,8 @@ def show_trial(store: Store, path: str, as_json: bool) -> None:
             "hyperparameters": trial.hyperparameters,
             "overrides": trial.overrides,
             "command": command,
+            "findings": [finding.as_json() for finding in findings],
+            "milestones": finite([asdict(standing) for standing in standings]),
             "epochs": epochs,
         }
         print(json.dumps(what, allow_nan=False))
@@ -390,6 +398,11 @@ def show_trial(store: Store, path: str, as_json: bool) -> None:
     print(f"  took off at epoch {takeoff}" if takeoff else "  has not taken off")
     for row in rows:
         print(f"  {display.epoch_line(row)}")
+    for finding in findings:
+        if finding.severity != "info":
+            print(f"  {finding.severity}: {finding.code}: {finding.evidence} {finding.advice}")
+    for line in milestones.lines(standings) if rows else []:
+        print(f"  {line}")
     if command:
         print(f"  {command}")
 

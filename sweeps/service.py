@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from model.annotations import CorpusError
-from model.check import check_corpus
-from model.data import Corpus, CorpusConfig, check_fit, fit_note, load_corpus
+from model.corpus.annotations import CorpusError
+from model.corpus.check import check_corpus
+from model.corpus.data import Corpus, CorpusConfig, check_fit, fit_note, load_corpus
+from model.corpus.synthetic import generate
+from model.diagnosis import Judgement, judge
 from model.floors import Floors, floors
-from model.synthetic import generate
 from sweeps.errors import SpecChanged, SweepNotFound, TrainerChanged
-from sweeps.records import PlannedTrial, SweepRow, TrialRow
+from sweeps.records import EpochRow, PlannedTrial, SweepRow, TrialRow
 from sweeps.settings import Home
 from sweeps.spec import SpecError, SweepSpec, differing_paths, digest
 from sweeps.store import Store
-from sweeps.summary import program, shell_line
+from sweeps.summary import config_of, program, shell_line
 from sweeps.trainers import BUILT_IN, load_trainer, make_trainer, resolved, seconds_per_step, state_size, trainer_name
 from tracking.links import without_credentials
 
@@ -43,6 +44,7 @@ class Prepared:
         return {
             "corpus_hash": self.corpus.hash,
             "vocabulary_hash": self.corpus.vocabulary.hash,
+            "dev_sequences": len(self.corpus.dev),
             "trainer": trainer_name(self.trainer),
             # A loss is not a number where no dev target fits its sentence.
             **{k: v for k, v in asdict(self.floors).items() if isinstance(v, str) or math.isfinite(v)},
@@ -163,6 +165,18 @@ def find_trial(store: Store, path: str) -> tuple[SweepRow, TrialRow]:
     name, _, trial = path.partition("/")
     sweep = find_sweep(store, name)
     return sweep, store.trial(sweep.id, trial)
+
+
+def judgement_of(sweep: SweepRow, trial: TrialRow, rows: Sequence[EpochRow]) -> Judgement | None:
+    """What a trial's epochs tell; None where they cannot be judged (no epoch, or a sweep that kept no floors)."""
+    names = {field.name for field in fields(Floors)}
+    if not rows or trial.hyperparameters is None or not {"constant_wer", "constant_loss"} <= sweep.facts.keys():
+        return None
+    known = {name: sweep.facts.get(name, math.nan) for name in names}
+    config = config_of(spec_of(sweep), trial)
+    return judge(
+        [row.report() for row in rows], config, Floors(**known), dev_sequences=sweep.facts.get("dev_sequences")
+    )
 
 
 @dataclass(frozen=True)

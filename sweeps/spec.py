@@ -15,8 +15,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from model.data import CorpusConfig
-from model.synthetic import GeneratedConfig
+from model import milestones
+from model.corpus.data import CorpusConfig
+from model.corpus.synthetic import GeneratedConfig
 from model.types import Hyperparameters, TrainingConfig, mixed_seed
 from sweeps.errors import SweepError
 
@@ -178,11 +179,20 @@ class SweepSpec(Section):
     pruner: Pruner = Pruner()
     budget: Budget = Budget()
     workers: int = Field(1, ge=1, le=64)
+    milestones: str = Field(
+        milestones.written(milestones.DEFAULT),
+        description="WERs hoped for, EPOCH:WER,...: `sweeps show` has what was met",
+    )
 
     @field_validator("sampler", "pruner", mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("milestones")
+    @classmethod
+    def _readable(cls, text: str) -> str:
+        return milestones.written(milestones.parse(text))
 
     @field_validator("name")
     @classmethod
@@ -259,8 +269,8 @@ class SweepSpec(Section):
         return said
 
     def identity(self) -> dict[str, Any]:
-        """What makes this sweep this sweep, as plain JSON: all but budget, workers, and where the corpus lies."""
-        content = self.model_dump(mode="json", exclude={"budget", "workers"})
+        """What makes this sweep this sweep, as plain JSON: all but budget, workers, hopes, and the corpus' place."""
+        content = self.model_dump(mode="json", exclude={"budget", "workers", "milestones"})
         for place in ("path", "annotations", "vocabulary"):
             del content["corpus"][place]
         content["corpus"]["filter"] = self.corpus.filter or "none"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model.data import CorpusConfig
+from model.corpus.data import CorpusConfig
 from model.types import TrainingConfig
 from sweeps.records import SweepRow, TrialRow
 from sweeps.spec import SweepSpec

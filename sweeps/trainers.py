@@ -18,7 +18,7 @@ from traceback import extract_tb
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from model.data import Corpus
+from model.corpus.data import Corpus
 from model.types import Stopped, Trainer, TrainingConfig
 from sweeps.errors import TrainerNotFound
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from model.annotations import CorpusError
-from model.data import Corpus, CorpusConfig, load_corpus
+from model.corpus.annotations import CorpusError
+from model.corpus.data import Corpus, CorpusConfig, load_corpus
 from model.diagnosis import best_epoch, is_best, phase_of, verdict_of
 from model.early_stopping import why_ended
 from model.types import EpochReport, Hyperparameters, Stopped, TrainingConfig

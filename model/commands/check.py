@@ -13,7 +13,7 @@ from model.commands.report import as_json, exit_code, finding_lines
 from model.types import TrainingConfig
 
 if TYPE_CHECKING:
-    from model.check import Report
+    from model.corpus.check import Report
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         ValueError: an option makes no sense.
         OSError: the page cannot be written.
     """
-    from model.check import check_corpus
+    from model.corpus.check import check_corpus
 
     if arguments.html is not None and not arguments.html.resolve().parent.is_dir():  # before a pass of minutes
         raise ValueError(f"--html {arguments.html}: there is no folder {arguments.html.parent}; make it first")
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def report_lines(report: Report, name: str) -> list[str]:
     """The report for a terminal: findings worst first, facts, and last what it comes to."""
-    from model.corpus_tables import as_lines, tables
+    from model.corpus.tables import as_lines, tables
 
     lines = finding_lines(report.findings)
     for table in tables(report.facts) if report.facts is not None else []:
@@ -74,7 +74,7 @@ def report_lines(report: Report, name: str) -> list[str]:
 
 def write_page(report: Report, name: str, file: Path) -> None:
     """The report as one HTML file."""
-    from model.corpus_tables import tables
+    from model.corpus.tables import tables
     from model.page import page
     from model.plots import corpus_pictures
 

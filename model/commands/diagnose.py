@@ -47,7 +47,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from model.data import load_corpus
+    from model.corpus.data import load_corpus
     from model.diagnose import diagnose, file_hash, find_checkpoint, read_for_diagnosis
 
     if arguments.html is not None and not arguments.html.resolve().parent.is_dir():
@@ -90,7 +90,7 @@ def write_page(file: Path, facts: dict[str, Any], result: Diagnosis) -> None:
 
 def report_lines(facts: dict[str, Any], result: Diagnosis) -> list[str]:
     """The report for a terminal: the answer, the findings worst first, the facts."""
-    from model.corpus_tables import as_lines
+    from model.corpus.tables import as_lines
     from model.diagnosis_tables import tables
 
     lines = [*textwrap.wrap(result.answer, columns()), "", *(finding_lines(result.findings) or ["No findings."])]

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.commands.progress import progress_lines
-from model.features import UNREADABLE, open_npz
-from model.landmarks import PARTS, from_holistic, write_sequence
+from model.corpus.features import UNREADABLE, open_npz
+from model.corpus.landmarks import PARTS, from_holistic, write_sequence
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from model.commands.options import flags
 from model.commands.progress import progress_lines
-from model.stand_in import FROM_ANNOTATIONS, LAYOUTS, generate_like
-from model.synthetic import GeneratedConfig, generate_at
+from model.corpus.stand_in import FROM_ANNOTATIONS, LAYOUTS, generate_like
+from model.corpus.synthetic import GeneratedConfig, generate_at
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]

@@ -6,7 +6,7 @@ import argparse
 import typing
 from pathlib import Path
 
-from model.data import CorpusConfig
+from model.corpus.data import CorpusConfig
 
 ALIASES = {"patience": ["--early_stopping_patience", "--early-stopping-patience"], "data_dir": ["--data"]}
 """Names from the user's own script, and short ones."""

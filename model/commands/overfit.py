@@ -57,7 +57,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from model.data import load_corpus
+    from model.corpus.data import load_corpus
     from model.overfit import findings_of, overfit
 
     config = TrainingConfig.model_validate({name: getattr(arguments, name) for name in FIELDS})

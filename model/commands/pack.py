@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from model.commands.options import add_corpus_options, corpus_config, flags
 from model.commands.progress import progress_lines
-from model.data import Corpus, CorpusConfig, load_corpus
-from model.pack import Derive, Dtype, pack, verify
-from model.packed import Packed
+from model.corpus.data import Corpus, CorpusConfig, load_corpus
+from model.corpus.pack import Derive, Dtype, pack, verify
+from model.corpus.packed import Packed
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]

@@ -72,9 +72,9 @@ def training_config(arguments: argparse.Namespace) -> TrainingConfig:
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from model.check import check_corpus
     from model.checkpoint import read_latest
-    from model.data import fit_note, load_corpus
+    from model.corpus.check import check_corpus
+    from model.corpus.data import fit_note, load_corpus
     from model.train import run_files, train
 
     config = training_config(arguments)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from model.__main__ import main
+from model.corpus.stand_in import generate_like
+from model.corpus.synthetic import GeneratedConfig
 from model.encoder import make_model
-from model.stand_in import generate_like
-from model.synthetic import GeneratedConfig
 from sweeps.spec import load_spec
 from tests.corpora import SHARED
 

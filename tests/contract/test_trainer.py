@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.corpus.data import Corpus
 from model.ctc import CTCTrainer
-from model.data import Corpus
 from model.testing import MakeTrainer, TrainerContract
 from model.types import EpochReport, Stopped, TrainingConfig
 from sweeps.trainers import load_trainer

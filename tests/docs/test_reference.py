@@ -16,9 +16,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from model.__main__ import parser
+from model.corpus.synthetic import GeneratedConfig
 from model.diagnosis import Phase, Verdict
 from model.early_stopping import Ending
-from model.synthetic import GeneratedConfig
 from model.train import train
 from model.types import METRICS, EpochReport, TrainingConfig
 from sweeps import cli, service

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.landmarks import first_difference, with_motion
+from model.corpus.landmarks import first_difference, with_motion
 
 DTYPES = st.sampled_from([np.float16, np.float32, np.float64])
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import model.faults
-from model.annotations import Row
-from model.check import REFUSED, Report, check_corpus
-from model.corpus_facts import CorpusFacts, fit_facts, sentence_facts, taking_part, vocabulary_facts
-from model.data import CorpusConfig, check_fit, load_corpus
+import model.corpus.faults
+from model.corpus.annotations import Row
+from model.corpus.check import REFUSED, Report, check_corpus
+from model.corpus.data import CorpusConfig, check_fit, load_corpus
+from model.corpus.facts import CorpusFacts, fit_facts, sentence_facts, taking_part, vocabulary_facts
+from model.corpus.landmarks import STILL_WIDTH, with_motion
+from model.corpus.pack import pack
+from model.corpus.synthetic import GeneratedConfig, generate
+from model.corpus.vocabulary import FILTERS, Vocabulary
 from model.findings import Finding
-from model.landmarks import STILL_WIDTH, with_motion
-from model.pack import pack
-from model.synthetic import GeneratedConfig, generate
-from model.vocabulary import FILTERS, Vocabulary
 from tests.corpora import SHARED, write_corpus, write_csv, write_sequence
 
 WORDS = ("A", "B", "C", "D", "E")
@@ -324,17 +324,21 @@ CASES = (
     Case("empty_targets", "fatal", lambda f: say(f, "dev", dict.fromkeys(range(DEV), "")), "dev: 10 of 10", 1.0),
     Case("blank_in_targets", "fatal", lambda f: say(f, "train", {5: "A <blank> B"}), "1 sentences write the blank", 1),
     Case(
-        "infeasible",
+        "infeasible_targets",
         "info",
         lambda f: say(f, "dev", {0: "A A A A"}),
         "dev: 1 of 100 targets have no alignment",
         dev=100,
     ),
-    Case("infeasible", "warning", lambda f: say(f, "dev", {0: "A A A A"}), "dev: 1 of 10", 0.1),
+    Case("infeasible_targets", "warning", lambda f: say(f, "dev", {0: "A A A A"}), "dev: 1 of 10", 0.1),
     Case(
-        "infeasible", "fatal", lambda f: say(f, "train", {7: "A A A A"}), "stride 4 (train-7): frames // 4 is", 1 / 40
+        "infeasible_targets",
+        "fatal",
+        lambda f: say(f, "train", {7: "A A A A"}),
+        "stride 4 (train-7): frames // 4 is",
+        1 / 40,
     ),
-    Case("infeasible", "fatal", lambda f: None, "at stride 24", stride=24),
+    Case("infeasible_targets", "fatal", lambda f: None, "at stride 24", stride=24),
     Case("shared_recordings", "warning", lambda f: copy(f, 1, "dev"), "are also in train (train-30 = dev-0)", 0.1),
     Case(
         "shared_signers",
@@ -402,11 +406,11 @@ def test_the_page_of_findings_names_them_all_with_their_severities_and_threshold
         fired.setdefault(case.code, set()).add(case.severity)
     assert {row[0].strip("`"): set(row[1].split(", ")) for row in rows} == fired
     for name in re.findall(r"`([A-Z_]+)`", section):
-        assert hasattr(model.faults, name), f"there is no {name}"
+        assert hasattr(model.corpus.faults, name), f"there is no {name}"
 
 
 def test_every_code_has_a_corpus_that_fires_it() -> None:
-    source = Path(model.faults.__file__).read_text(encoding="utf-8")
+    source = Path(model.corpus.faults.__file__).read_text(encoding="utf-8")
     fired = {case.code for case in CASES} | {"shared_ids"}
     named = set(re.findall(r'Finding\(\s*"(\w+)"', source)) | set(re.findall(r'\(\s*"(\w+)",\s*(?:\[|copies)', source))
     assert fired == named | REFUSED.keys()

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import model.ctc
-from model.annotations import CorpusError
 from model.checkpoint import load_checkpoint, save_checkpoint
+from model.corpus.annotations import CorpusError
+from model.corpus.data import Batch, Corpus, CorpusConfig, Split, load_corpus, make_batch
 from model.ctc import CTCTrainer, ctc_loss_sum, pick_device
-from model.data import Batch, Corpus, CorpusConfig, Split, load_corpus, make_batch
 from model.diagnosis import is_diverged
 from model.encoder import MaskedBatchNorm
 from model.evaluate import dev_metrics

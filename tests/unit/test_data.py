@@ -14,16 +14,16 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-import model.data
-from model.annotations import CorpusError
-from model.data import CorpusConfig, check_fit, epoch_order, fit_note, infeasible, load_corpus, make_batch
-from model.features import Modality
-from model.synthetic import GeneratedConfig, generate
-from model.vocabulary import Vocabulary
+import model.corpus.data
+from model.corpus.annotations import CorpusError
+from model.corpus.data import CorpusConfig, check_fit, epoch_order, fit_note, infeasible, load_corpus, make_batch
+from model.corpus.features import Modality
+from model.corpus.synthetic import GeneratedConfig, generate
+from model.corpus.vocabulary import Vocabulary
 from tests.corpora import HEADER, SHARED, write_corpus, write_sequence
 
 
-def load(folder: Path, **config: object) -> model.data.Corpus:
+def load(folder: Path, **config: object) -> model.corpus.data.Corpus:
     return load_corpus(CorpusConfig.model_validate({"path": folder, **config}))
 
 
@@ -235,7 +235,7 @@ def test_small_corpora_stay_in_memory_and_large_ones_do_not(tmp_path: Path, monk
     assert small.features(0) is small.features(0)
     with pytest.raises(ValueError, match="read-only"):
         small.features(0)[0, 0] = 1
-    monkeypatch.setattr(model.data, "RESIDENT_BYTES", 40 * 6 * 4 * 9)
+    monkeypatch.setattr(model.corpus.data, "RESIDENT_BYTES", 40 * 6 * 4 * 9)
     large = load(folder).train
     assert large.features(0) is not large.features(0)
     np.testing.assert_array_equal(large.features(0), small.features(0))
@@ -605,7 +605,7 @@ def test_the_cache_saves_the_scan_and_nothing_else(tmp_path: Path) -> None:
     config = CorpusConfig(path=folder)
     seen: list[tuple[str, int, int]] = []
 
-    def scanned() -> model.data.Corpus:
+    def scanned() -> model.corpus.data.Corpus:
         seen.clear()
         return load_corpus(config, cache=cache, progress=lambda *step: seen.append(step))
 

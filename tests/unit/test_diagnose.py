@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import model.weights
 from model.__main__ import main
 from model.checkpoint import Checkpoint, checkpoint_of, read, write
+from model.corpus.data import Corpus, CorpusConfig, load_corpus
 from model.ctc import CTCTrainer
-from model.data import Corpus, CorpusConfig, load_corpus
 from model.diagnose import diagnose, find_checkpoint, fitting, read_for_diagnosis
 from model.evaluate import evaluate, forward_of
 from model.findings import Finding

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.data import Batch, Corpus, CorpusConfig, load_corpus
+from model.corpus.data import Batch, Corpus, CorpusConfig, load_corpus
 from model.evaluate import dev_metrics, evaluate, forward_of, sequence_losses, word_errors_of
 from model.types import METRICS, NOT_EVERY_EPOCH
 from tests.corpora import write_corpus, write_csv, write_sequence

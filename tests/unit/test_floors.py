@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model.corpus.vocabulary import FILTERS, Vocabulary
 from model.floors import (
     constant_losses,
     constant_posterior,
@@ -16,7 +17,6 @@ from model.floors import (
     split_floors,
 )
 from model.metrics import word_errors
-from model.vocabulary import FILTERS, Vocabulary
 from tests.corpora import SHARED
 
 SI5 = SHARED / "phoenix2014-si5"

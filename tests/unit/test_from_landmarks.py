@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model import landmarks
 from model.__main__ import main
-from model.data import CorpusConfig, load_corpus
+from model.corpus import landmarks
+from model.corpus.data import CorpusConfig, load_corpus
 from tests.corpora import SHARED, write_csv
 
 CLIPS = SHARED / "holistic_clips"

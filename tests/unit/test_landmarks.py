@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.landmarks import PARTS, first_difference, from_holistic, with_motion
+from model.corpus.landmarks import PARTS, first_difference, from_holistic, with_motion
 
 
 def holistic(frames: int = 5, coordinates: int = 3, seed: int = 0) -> NDArray[np.float32]:

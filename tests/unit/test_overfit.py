@@ -15,9 +15,9 @@ from torch import Tensor
 
 import model.overfit
 from model.__main__ import main
-from model.annotations import CorpusError
 from model.commands.overfit import FIELDS, LEARNING_RATE, SEQUENCES, STEPS
-from model.data import Corpus, CorpusConfig, load_corpus
+from model.corpus.annotations import CorpusError
+from model.corpus.data import Corpus, CorpusConfig, load_corpus
 from model.overfit import CONTROL_WER, Memorised, Overfit, choose, findings_of, overfit
 from model.types import TrainingConfig
 from tests.corpora import SHARED, write_csv, write_sequence

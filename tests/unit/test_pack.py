@@ -20,16 +20,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import model.pack
+import model.corpus.pack
 from model.__main__ import main
-from model.annotations import CorpusError
-from model.data import Corpus, CorpusConfig, Split, load_corpus
-from model.features import Modality, read_recording
-from model.landmarks import with_motion
-from model.pack import pack, verify
-from model.packed import FEATURES, Packed, open_packed
-from model.synthetic import GeneratedConfig, generate
-from model.vocabulary import Vocabulary
+from model.corpus.annotations import CorpusError
+from model.corpus.data import Corpus, CorpusConfig, Split, load_corpus
+from model.corpus.features import Modality, read_recording
+from model.corpus.landmarks import with_motion
+from model.corpus.pack import pack, verify
+from model.corpus.packed import FEATURES, Packed, open_packed
+from model.corpus.synthetic import GeneratedConfig, generate
+from model.corpus.vocabulary import Vocabulary
 from tests.corpora import SHARED, write_corpus, write_csv, write_sequence
 
 ROOT = Path(__file__).parents[2]
@@ -522,7 +522,7 @@ def test_verify_finds_a_changed_bit_and_names_its_recording(tmp_path: Path) -> N
 
 
 def in_batches(monkeypatch: pytest.MonkeyPatch, size: int = 2000) -> None:
-    monkeypatch.setattr(model.pack, "BATCH_BYTES", size)
+    monkeypatch.setattr(model.corpus.pack, "BATCH_BYTES", size)
 
 
 def stop_after(n: int) -> Callable[[str, int, int], None]:
@@ -641,14 +641,14 @@ def test_one_process_packs_at_a_time(tmp_path: Path) -> None:
 
 PACK_SLOWLY = """
 import sys, time
-import model.pack
+import model.corpus.pack
 from model.__main__ import main
-model.pack.BATCH_BYTES = 20_000
-append = model.pack._save_state
+model.corpus.pack.BATCH_BYTES = 20_000
+append = model.corpus.pack._save_state
 def slowly(*arguments):
     append(*arguments)
     time.sleep(0.01)
-model.pack._save_state = slowly
+model.corpus.pack._save_state = slowly
 sys.exit(main(["pack", *sys.argv[1:]]))
 """
 

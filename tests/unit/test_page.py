@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.check import Report, check_corpus
-from model.data import CorpusConfig
+from model.corpus.check import Report, check_corpus
+from model.corpus.data import CorpusConfig
 from model.findings import Finding
 from model.page import Picture, Table, page
 from model.plots import ONE, corpus_pictures, draw

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.data import Corpus, CorpusConfig, load_corpus
+from model.corpus.data import Corpus, CorpusConfig, load_corpus
 from model.probes import FEWEST_SEQUENCES, MOST_SEQUENCES, pairs, permuted_gap, probed_rows, resampled, swap_gap
 from tests.corpora import write_corpus, write_csv, write_sequence
 

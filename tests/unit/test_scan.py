@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import model.scan
-from model.annotations import CorpusError
-from model.data import CorpusConfig, load_corpus
-from model.features import base_parts, dimension_name, modalities_of, parts_of, read_recording, seen_parts
-from model.folder import open_folder
-from model.landmarks import with_motion
-from model.scan import FileScan, Scan, in_order, scan_arrays, scan_corpus, scan_of
+import model.corpus.scan
+from model.corpus.annotations import CorpusError
+from model.corpus.data import CorpusConfig, load_corpus
+from model.corpus.features import base_parts, dimension_name, modalities_of, parts_of, read_recording, seen_parts
+from model.corpus.folder import open_folder
+from model.corpus.landmarks import with_motion
+from model.corpus.scan import FileScan, Scan, in_order, scan_arrays, scan_corpus, scan_of
 from tests.corpora import write_corpus, write_sequence
 
 RNG = np.random.default_rng(0)
@@ -86,8 +86,8 @@ def test_statistics_do_not_depend_on_threads_or_on_how_arrays_lie_in_memory(
 ) -> None:
     folder = hands_come_and_go(tmp_path, 225)
     several = scanned(folder)
-    monkeypatch.setattr(model.scan, "_THREADS", 1)
-    monkeypatch.setattr(model.scan, "_AHEAD", 1)
+    monkeypatch.setattr(model.corpus.scan, "_THREADS", 1)
+    monkeypatch.setattr(model.corpus.scan, "_AHEAD", 1)
     for file in (folder / "features").rglob("*.npz"):
         with np.load(file) as stored:
             x, masks = stored["features"], stored["detection_masks"]
@@ -231,8 +231,8 @@ def test_parts_and_modalities_shrink_with_the_dimensions_that_are_kept() -> None
 
 
 def test_work_is_done_ahead_but_not_without_bound_and_comes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.scan, "_THREADS", 3)
-    monkeypatch.setattr(model.scan, "_AHEAD", 4)
+    monkeypatch.setattr(model.corpus.scan, "_THREADS", 3)
+    monkeypatch.setattr(model.corpus.scan, "_AHEAD", 4)
     taken = 0
 
     def items() -> Iterator[int]:
@@ -251,8 +251,8 @@ def test_work_is_done_ahead_but_not_without_bound_and_comes_in_order(monkeypatch
 
 
 def test_an_error_in_a_thread_is_raised_in_its_turn_and_stops_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.scan, "_THREADS", 2)
-    monkeypatch.setattr(model.scan, "_AHEAD", 4)
+    monkeypatch.setattr(model.corpus.scan, "_THREADS", 2)
+    monkeypatch.setattr(model.corpus.scan, "_AHEAD", 4)
     begun: list[int] = []
 
     def work(i: int) -> int:

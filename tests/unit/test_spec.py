@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from model.data import CorpusConfig
+from model.corpus.data import CorpusConfig
 from model.types import TrainingConfig
 from sweeps import service
 from sweeps.records import SweepRow

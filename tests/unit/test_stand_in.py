@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from model.__main__ import main
-from model.annotations import CorpusError
-from model.data import CorpusConfig, load_corpus
-from model.landmarks import first_difference
-from model.stand_in import LAYOUTS, generate_like
-from model.synthetic import GeneratedConfig, generate
+from model.corpus.annotations import CorpusError
+from model.corpus.data import CorpusConfig, load_corpus
+from model.corpus.landmarks import first_difference
+from model.corpus.stand_in import LAYOUTS, generate_like
+from model.corpus.synthetic import GeneratedConfig, generate
 from tests.corpora import SHARED, write_csv
 
 SI5 = SHARED / "phoenix2014-si5" / "annotations"

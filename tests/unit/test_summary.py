@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.__main__ import parser
-from model.data import CorpusConfig
+from model.corpus.data import CorpusConfig
 from model.types import TrainingConfig
 from sweeps.spec import SweepSpec
 from sweeps.states import TrialState

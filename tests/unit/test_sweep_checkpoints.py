@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from model.checkpoint import Files, read
-from model.data import Corpus, CorpusConfig, load_corpus
+from model.corpus.data import Corpus, CorpusConfig, load_corpus
 from model.types import EpochReport, TrainingConfig
 from sweeps.checkpoints import resume, save, trial_files
 from tests.corpora import write_corpus

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from model.data import Corpus, CorpusConfig, load_corpus
-from model.landmarks import first_difference
-from model.synthetic import GeneratedConfig, generate
+from model.corpus.data import Corpus, CorpusConfig, load_corpus
+from model.corpus.landmarks import first_difference
+from model.corpus.synthetic import GeneratedConfig, generate
 
 SMALL = GeneratedConfig(train=12, dev=4, glosses=8)
 

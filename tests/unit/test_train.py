@@ -11,8 +11,8 @@ import torch
 import model.train
 from model.__main__ import main
 from model.checkpoint import load_checkpoint
+from model.corpus.data import Corpus, CorpusConfig, load_corpus
 from model.ctc import CTCTrainer
-from model.data import Corpus, CorpusConfig, load_corpus
 from model.train import train
 from model.types import METRICS, NOT_EVERY_EPOCH, EpochReport, Stopped, TrainingConfig, Value
 from tests.corpora import write_corpus

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.vocabulary import BLANK, FILTERS, Vocabulary, build_vocabulary
+from model.corpus.vocabulary import BLANK, FILTERS, Vocabulary, build_vocabulary
 from tests.corpora import SHARED
 
 SI5 = SHARED / "phoenix2014-si5"

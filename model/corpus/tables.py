@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from model.corpus_facts import STRIDES, CorpusFacts, PartFacts, Quantiles, SplitFacts
+from model.corpus.facts import STRIDES, CorpusFacts, PartFacts, Quantiles, SplitFacts
 from model.page import Table
 
 

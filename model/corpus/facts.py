@@ -1,6 +1,6 @@
 """The numbers of a corpus: what its sentences say, what its recordings hold, what knowing nothing scores on it.
 
-Pure: rows and scans in, records of plain values out. `model.faults` judges them.
+Pure: rows and scans in, records of plain values out. `model.corpus.faults` judges them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.annotations import Row
-from model.features import Modality, Part, base_parts
+from model.corpus.annotations import Row
+from model.corpus.features import Modality, Part, base_parts
+from model.corpus.scan import FileScan, Statistics
+from model.corpus.vocabulary import BLANK, Vocabulary
 from model.floors import Floats, Floors, Ints
-from model.scan import FileScan, Statistics
-from model.vocabulary import BLANK, Vocabulary
 
 STRIDES = (1, 2, 4, 8, 16, 32)
 """Output strides at which it is counted what fits."""

@@ -1,4 +1,4 @@
-"""A packed corpus: one memory-mapped file of features, and what a pass over it would find. `model.pack` writes it.
+"""A packed corpus: one memory-mapped file of features, and what a pass over it would find. `pack.py` writes it.
 
 features.npy      (frames of all recordings, stored columns), one recording after the other
 detected.npy      (frames, base parts): which are there
@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from model.annotations import SPLITS, CorpusError, Listing, listing_of
-from model.features import UNREADABLE, Modality, Part, Recording, modalities_of, open_npz, parts_of
-from model.landmarks import STILL_WIDTH, with_motion
-from model.scan import Progress, Scan, cached_scan, scan_of
-from model.vocabulary import Vocabulary
+from model.corpus.annotations import SPLITS, CorpusError, Listing, listing_of
+from model.corpus.features import UNREADABLE, Modality, Part, Recording, modalities_of, open_npz, parts_of
+from model.corpus.landmarks import STILL_WIDTH, with_motion
+from model.corpus.scan import Progress, Scan, cached_scan, scan_of
+from model.corpus.vocabulary import Vocabulary
 
 MANIFEST, FEATURES, DETECTED, SCAN, VOCABULARY = (
     "pack.json",
@@ -142,7 +142,7 @@ class PackedReader:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A packed corpus. Gives what the `model.folder.Folder` would that it was made from."""
+    """A packed corpus. Gives what the `model.corpus.folder.Folder` would that it was made from."""
 
     path: Path
     annotations: Path

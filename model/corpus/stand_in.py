@@ -13,8 +13,8 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from model.annotations import SPLITS, CorpusError, Row, _find_csv, _read_csv
-from model.synthetic import (
+from model.corpus.annotations import SPLITS, CorpusError, Row, _find_csv, _read_csv
+from model.corpus.synthetic import (
     GeneratedConfig,
     Progress,
     Sentence,
@@ -25,7 +25,7 @@ from model.synthetic import (
     sentence_rng,
     write_split,
 )
-from model.vocabulary import FILTERS
+from model.corpus.vocabulary import FILTERS
 
 
 class Layout(NamedTuple):

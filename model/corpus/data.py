@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from model.annotations import MISSING_SHARE, CorpusError, Listing, Row, check_coverage, some
-from model.features import Modality, Normalisation
-from model.folder import Folder, FolderReader, open_folder
-from model.packed import Packed, PackedReader, is_packed, open_packed
-from model.scan import Progress, Scan, constant_dimensions, content_hash, missing_shares
-from model.vocabulary import FILTERS, Vocabulary, build_vocabulary
+from model.corpus.annotations import MISSING_SHARE, CorpusError, Listing, Row, check_coverage, some
+from model.corpus.features import Modality, Normalisation
+from model.corpus.folder import Folder, FolderReader, open_folder
+from model.corpus.packed import Packed, PackedReader, is_packed, open_packed
+from model.corpus.scan import Progress, Scan, constant_dimensions, content_hash, missing_shares
+from model.corpus.vocabulary import FILTERS, Vocabulary, build_vocabulary
 
 Source: TypeAlias = Folder | Packed
 Reader: TypeAlias = FolderReader | PackedReader

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from model.annotations import CorpusError, Listing
-from model.features import (
+from model.corpus.annotations import CorpusError, Listing
+from model.corpus.features import (
     UNREADABLE,
     Part,
     Recording,

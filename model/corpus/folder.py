@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.annotations import SPLITS, CorpusError, Listing, list_split, locate
-from model.features import Modality, Recording, check_finite, modalities_of, read_recording
-from model.scan import Progress, Scan, cached_scan, scan_corpus
-from model.vocabulary import Vocabulary
+from model.corpus.annotations import SPLITS, CorpusError, Listing, list_split, locate
+from model.corpus.features import Modality, Recording, check_finite, modalities_of, read_recording
+from model.corpus.scan import Progress, Scan, cached_scan, scan_corpus
+from model.corpus.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class FolderReader:
 
 @dataclass(frozen=True, eq=False)
 class Folder:
-    """What a corpus folder says before any feature is read. See `model.packed.Packed` for its twin."""
+    """What a corpus folder says before any feature is read. See `model.corpus.packed.Packed` for its twin."""
 
     path: Path
     """Holds train/ dev/ test/."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from model.annotations import MISSING_SHARE, some
-from model.corpus_facts import MEAN_LIMIT, STD_LIMITS, CorpusFacts, PartFacts
-from model.data import INFEASIBLE_SHARE
+from model.corpus.annotations import MISSING_SHARE, some
+from model.corpus.data import INFEASIBLE_SHARE
+from model.corpus.facts import MEAN_LIMIT, STD_LIMITS, CorpusFacts, PartFacts
 from model.findings import Finding, Severity
-from model.probes import FEWEST_SEQUENCES
+from model.types import FEWEST_SEQUENCES
 
 USELESS_SHARE = 0.1
 """From this share of train on, recordings without content are no accident of a few clips: the extraction failed."""
@@ -340,7 +340,7 @@ def feasibility(facts: CorpusFacts) -> Iterator[Finding]:
         if share > INFEASIBLE_SHARE:
             severity = "fatal" if name == "train" else "warning"
         yield Finding(
-            "infeasible",
+            "infeasible_targets",
             severity,
             share,
             INFEASIBLE_SHARE,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from model.landmarks import POINTS, WIDTH, with_motion, write_sequence
+from model.corpus.landmarks import POINTS, WIDTH, with_motion, write_sequence
 
 Array: TypeAlias = NDArray[np.float64]
 Progress: TypeAlias = Callable[[str, int, int], None]

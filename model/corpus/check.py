@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.annotations import SPLITS, CorpusError, Listing, Row, listing_of, locate
-from model.corpus_facts import (
+from model.corpus.annotations import SPLITS, CorpusError, Listing, Row, listing_of, locate
+from model.corpus.data import CorpusConfig, Source, corpus_hash
+from model.corpus.facts import (
     CorpusFacts,
     OverlapFacts,
     SplitFacts,
@@ -30,15 +31,14 @@ from model.corpus_facts import (
     taking_part,
     vocabulary_facts,
 )
-from model.data import CorpusConfig, Source, corpus_hash
-from model.faults import faults
-from model.features import Modality, Part, dimension_name, modalities_of, parts_of
+from model.corpus.faults import faults
+from model.corpus.features import Modality, Part, dimension_name, modalities_of, parts_of
+from model.corpus.folder import Folder
+from model.corpus.packed import Packed, is_packed, open_packed
+from model.corpus.scan import Progress, Scan, constant_dimensions
+from model.corpus.vocabulary import FILTERS, Vocabulary, build_vocabulary
 from model.findings import SEVERITIES, Finding, worst_first
 from model.floors import Floats, Ints, split_floors
-from model.folder import Folder
-from model.packed import Packed, is_packed, open_packed
-from model.scan import Progress, Scan, constant_dimensions
-from model.vocabulary import FILTERS, Vocabulary, build_vocabulary
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Packing a corpus folder into what `model.packed` reads: one pass, restartable, whole or not there at all."""
+"""Packing a corpus folder into what `model.corpus.packed` reads: one pass, restartable, whole or not there at all."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from model.annotations import CorpusError, check_coverage, some
-from model.data import CorpusConfig, read_annotation
-from model.features import UNREADABLE, Recording, dimension_name, open_npz, parts_of
-from model.folder import Folder, open_folder
-from model.landmarks import STILL_WIDTH, WIDTH, with_motion
-from model.packed import (
+from model.corpus.annotations import CorpusError, check_coverage, some
+from model.corpus.data import CorpusConfig, read_annotation
+from model.corpus.features import UNREADABLE, Recording, dimension_name, open_npz, parts_of
+from model.corpus.folder import Folder, open_folder
+from model.corpus.landmarks import STILL_WIDTH, WIDTH, with_motion
+from model.corpus.packed import (
     DETECTED,
     FEATURES,
     MANIFEST,
@@ -35,7 +35,7 @@ from model.packed import (
     open_packed,
     read_manifest,
 )
-from model.scan import (
+from model.corpus.scan import (
     FileScan,
     Progress,
     Scan,
@@ -50,7 +50,7 @@ from model.scan import (
     scan_of,
     write_aside,
 )
-from model.vocabulary import Vocabulary
+from model.corpus.vocabulary import Vocabulary
 
 Dtype: TypeAlias = Literal["auto", "float16", "float32"]
 Derive: TypeAlias = Literal["auto", "yes", "no"]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.annotations import CorpusError
+from model.corpus.annotations import CorpusError
 
 MODALITIES: Mapping[int, Mapping[str, int]] = {
     225: {"pose": 99, "hands": 126},
