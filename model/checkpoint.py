@@ -7,7 +7,6 @@ The place in the data, the learning rate and all random numbers follow from the 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model.corpus.data import Corpus
+from model.files import written_aside
 from model.types import EpochReport, Trainer, TrainingConfig
 
 log = logging.getLogger(__name__)
@@ -34,18 +34,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], keep: Path | None = No
     Args:
         keep: where the old one goes, if it is not to be lost.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            path.replace(keep)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_aside(path, keep) as file:
+        torch.save(dict(state), file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -185,8 +175,9 @@ def read_latest(files: Files) -> Checkpoint | None:
         except ValueError as error:
             faults.append(error)
             continue
-        for fault in faults:
-            log.warning("%s; going on from %s", fault, path.name)
+        if faults:
+            log.warning("%s; going on from %s", faults[0], path.name)
+            files.last.unlink()  # else it would take the place of the one that can be read
         return checkpoint
     if faults:
         raise faults[0]

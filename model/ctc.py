@@ -24,7 +24,7 @@ from model.diagnosis import takeoff_epoch
 from model.encoder import make_model, set_output_bias
 from model.evaluate import Evaluation, dev_metrics, evaluate, forward_of, sequence_losses, word_errors_of
 from model.floors import constant_posterior, floors
-from model.numerics import first_non_finite
+from model.numerics import autocast, first_non_finite
 from model.probes import permuted_gap, swap_gap
 from model.schedule import learning_rate_at
 from model.types import EpochReport, Stopped, TrainingConfig, mixed_seed
@@ -119,7 +119,7 @@ class CTCTrainer:
         for number, group in enumerate(groups):
             rate = learning_rate_at(self.updates, len(groups), self.dev_losses, config)
             self.optimizer.zero_grad(set_to_none=True)
-            group_loss, group_glosses = 0.0, 0
+            group_loss, group_glosses, suspect = 0.0, 0, None
             for indices in group:
                 if should_stop():
                     raise Stopped
@@ -129,10 +129,13 @@ class CTCTrainer:
                 batch = make_batch(self.corpus.train, indices[fits[indices]])
                 loss = self._loss(batch)
                 loss.backward()  # type: ignore[no-untyped-call]
-                group_loss += loss.item()
+                value = loss.item()
+                if suspect is None or (np.isfinite(group_loss) and not np.isfinite(value)):
+                    suspect = batch
+                group_loss += value
                 group_glosses += int(batch.target_lengths.sum())
             self.updates += 1
-            if not group_glosses:
+            if suspect is None:
                 continue
             # Nats per gloss over the whole group, so that accumulating equals one large batch.
             for parameter in self.model.parameters():
@@ -151,7 +154,7 @@ class CTCTrainer:
                 loss_sum += group_loss
                 glosses += group_glosses
             else:
-                not_finite = not_finite or self._where_not_finite(batch, epoch, number)
+                not_finite = not_finite or self._where_not_finite(suspect, epoch, number)
                 skipped += len(group)
 
         evaluation = self.evaluate(self.corpus.dev, should_stop)
@@ -271,12 +274,9 @@ class CTCTrainer:
 
     def _where_not_finite(self, batch: Batch, epoch: int, update: int) -> str:
         """One line for the log: the first module that gave a value that is not finite."""
-        with torch.random.fork_rng(devices=[]):
-            module = first_non_finite(
-                self.model,
-                torch.from_numpy(batch.features).to(self.device),
-                torch.from_numpy(batch.lengths).to(self.device),
-            )
+        features, lengths = (torch.from_numpy(x).to(self.device) for x in (batch.features, batch.lengths))
+        with autocast(self.config.precision, self.device):
+            module = first_non_finite(self.model, features, lengths)
         names = ", ".join(self.corpus.train.ids[i] for i in batch.indices)
         where = f"first in {module}" if module else "in the loss or the gradient, after finite outputs"
         text = f"epoch {epoch}, update {update + 1}: not finite {where} (batch {names})"

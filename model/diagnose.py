@@ -119,6 +119,11 @@ def fitting(corpus: Corpus, checkpoint: Checkpoint) -> tuple[Corpus, Finding | N
     same = np.array_equal(known.mean, mean) and np.array_equal(known.scale, scale)
     if not same:
         stored = not mean.any() and (scale == 1).all()
+        if not stored and not known.parts:  # then it is not known what is missing in which frames
+            raise ValueError(
+                f"{corpus.folder}: is read as stored, and these weights were trained on normalised features; leave out "
+                "--no_normalise"
+            )
         normalisation = Normalisation.none(corpus.width) if stored else replace(known, mean=mean, scale=scale)
 
         def renormalised(split: Split) -> Split:
@@ -227,9 +232,9 @@ def diagnose(
         "padding_leak": leak,
         "floors": asdict(floors),
         "metrics": metrics,
-        "phase": judgement.phase,
+        "phase": judgement.phase if same_dev else None,
         "verdict": judgement.verdict,
-        "takeoff_epoch": judgement.takeoff_epoch,
+        "takeoff_epoch": judgement.takeoff_epoch if same_dev else None,
         "words": dict(Counter(word for h in found.hypotheses for word in corpus.vocabulary.decode(h)).most_common(10)),
         "examples": _examples(found, split, corpus.vocabulary),
         "wers": [report.metrics.get("dev/wer", nan) for report in reports],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jiwer
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,8 +51,9 @@ class Spread:
 
     def __add__(self, other: Spread) -> Spread:
         return Spread(
-            min(self.minimum, other.minimum),
-            max(self.maximum, other.maximum),
+            # Unlike min and max these keep a NaN: one bad sequence must not disappear among the others.
+            float(np.minimum(self.minimum, other.minimum)),
+            float(np.maximum(self.maximum, other.maximum)),
             self.time_sum + other.time_sum,
             self.sequences + other.sequences,
         )
@@ -64,7 +66,7 @@ class Spread:
     @property
     def time(self) -> float:
         """Mean over sequences of the time spread."""
-        return self.time_sum / self.sequences
+        return self.time_sum / self.sequences if self.sequences else float("nan")
 
 
 def log_prob_spread(log_probs: Tensor, lengths: Tensor) -> Spread:

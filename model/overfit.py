@@ -23,6 +23,7 @@ from model.encoder import make_model
 from model.evaluate import forward_of
 from model.findings import Finding
 from model.metrics import word_errors
+from model.numerics import TIME_LOCALITY, time_locality
 from model.types import TrainingConfig, mixed_seed
 
 CONTROL_WER = 0.5
@@ -65,6 +66,8 @@ class Overfit:
     test: Memorised
     control: Memorised | None
     """With one input for all of them; not run where the test itself failed."""
+    locality: float
+    """`time_locality` of the fresh model on these sequences; NaN where they are too short to tell."""
     seconds: float
 
     @property
@@ -134,7 +137,9 @@ def overfit(
     if test.wer == 0:
         same = train.features(longest)
         control = _memorise(config, corpus, rows, lambda row: same, test.steps, lambda *seen: on_look("control", *seen))
+    torch.manual_seed(mixed_seed(config.seed, "initialisation"))
     model = make_model(config, [m.width for m in corpus.modalities], len(corpus.vocabulary))
+    batch = make_batch(train, rows)
     return Overfit(
         ids=tuple(train.ids[row] for row in rows),
         references=tuple(train.references[row] for row in rows),
@@ -144,6 +149,7 @@ def overfit(
         most_steps=steps,
         test=test,
         control=control,
+        locality=time_locality(model, torch.from_numpy(batch.features), torch.from_numpy(batch.lengths)),
         seconds=time.perf_counter() - began,
     )
 
@@ -197,51 +203,66 @@ def _memorise(
 
 def findings_of(result: Overfit) -> list[Finding]:
     """What the outcome means."""
+    return [*_blind_to_time(result), _outcome(result)]
+
+
+def _blind_to_time(result: Overfit) -> list[Finding]:
+    if not result.locality < TIME_LOCALITY:
+        return []
+    return [
+        Finding(
+            "time_collapsed",
+            "fatal",
+            result.locality,
+            TIME_LOCALITY,
+            "Freshly drawn, in train mode: where the first half of the frames is exchanged, the outputs there change "
+            f"{result.locality:.2f} times as much as those of the other half. The network does not know when.",
+            "Look for a mean or a pooling over time before the head, or squeeze-excite gates that drown the rest.",
+            f"A ratio of {TIME_LOCALITY:g} and more.",
+        )
+    ]
+
+
+def _outcome(result: Overfit) -> Finding:
     n, test, control = len(result.ids), result.test, result.control
     if test.wer > 0:
         same = "" if result.distinct == n else f" Of {n} sequences only {result.distinct} differ in their features."
         if result.distinct == 1:
             same = " All have the same features."
         lost = "" if np.isfinite(test.loss) else " The loss is not finite."
-        return [
-            Finding(
-                "cannot_memorise",
-                "fatal",
-                test.wer,
-                0.0,
-                f"{n} sequences are not learned by heart in {test.steps} steps: WER {test.wer:.1%}, loss "
-                f"{test.loss:.3f} nats per gloss.{same}{lost}",
-                "It is the architecture, the features or the targets, not the learning rate of your run. Run `check`; "
-                "try --architecture bilstm: if that passes, it is the model, if not, the data.",
-                "WER 0. If the loss was still falling, give it more --steps.",
-            )
-        ]
+        return Finding(
+            "cannot_memorise",
+            "fatal",
+            test.wer,
+            0.0,
+            f"{n} sequences are not learned by heart in {test.steps} steps: WER {test.wer:.1%}, loss "
+            f"{test.loss:.3f} nats per gloss.{same}{lost}",
+            "It is the architecture, the features or the targets, not the learning rate of your run. Run `check`; "
+            "try --architecture bilstm: if that passes, it is the model, if not, the data.",
+            "WER 0. If the loss was still falling, give it more --steps.",
+        )
     assert control is not None
     if control.lowest_wer <= CONTROL_WER:
-        return [
-            Finding(
-                "control_memorised",
-                "fatal",
-                control.lowest_wer,
-                CONTROL_WER,
-                f"With one input for all {n} targets WER still came down to {control.lowest_wer:.1%}: something else "
-                "than the features tells the targets apart, or the targets are nearly the same.",
-                "Do not trust the test above. Look for the sequence's place in the batch, its length or its target "
-                "reaching the model; or take more --sequences.",
-                f"A control that stays above {CONTROL_WER:.0%}.",
-            )
-        ]
-    return [
-        Finding(
-            "memorised",
-            "info",
-            float(test.steps),
-            float(result.most_steps),
-            f"{n} sequences are learned by heart in {test.steps} steps (WER 0), and with one input for all of them "
-            f"WER stays at {control.lowest_wer:.1%} or above.",
-            "Model, features, loss and decoder work together. If a run still fails, look at learning rate and warm-up "
-            "(`diagnose`), and at whether the annotations belong to the features (`check`): by heart, wrong ones are "
-            "learned as well.",
-            "",
+        return Finding(
+            "control_memorised",
+            "fatal",
+            control.lowest_wer,
+            CONTROL_WER,
+            f"With one input for all {n} targets WER still came down to {control.lowest_wer:.1%}: something else "
+            "than the features tells the targets apart, or the targets are nearly the same.",
+            "Do not trust the test above. Look for the sequence's place in the batch, its length or its target "
+            "reaching the model; or take more --sequences.",
+            f"A control that stays above {CONTROL_WER:.0%}.",
         )
-    ]
+    return Finding(
+        "memorised",
+        "info",
+        float(test.steps),
+        float(result.most_steps),
+        f"{n} sequences are learned by heart in {test.steps} steps (WER 0), and with one input for all of them "
+        f"WER stays at {control.lowest_wer:.1%} or above.",
+        "Model, features, loss and decoder work together. If a run still fails, look at learning rate and warm-up "
+        "(`diagnose`), and at whether the annotations belong to the features (`check`): by heart, wrong ones are "
+        "learned as well.",
+        "",
+    )

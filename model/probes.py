@@ -106,5 +106,6 @@ def _gap(
     mean = float(difference.mean())
     if n < fewest or not np.isfinite(deviation):
         return Gap(mean, float("nan"), n)
-    # No difference at all is no evidence: all-zero features, or a network that ignores its input to the last bit.
-    return Gap(mean, float(mean / (deviation / np.sqrt(n))) if deviation > 0 else 0.0, n)
+    if mean == 0:  # no difference at all: all-zero features, or a network that ignores its input to the last bit
+        return Gap(mean, 0.0, n)
+    return Gap(mean, mean / (deviation / float(np.sqrt(n))) if deviation > 0 else float(np.copysign(np.inf, mean)), n)

@@ -11,8 +11,9 @@ from typing import Any
 
 from model.checkpoint import FREE_TO_CHANGE, Files, checkpoint_of, differing, read_latest, write
 from model.corpus.data import Corpus
+from model.corpus.scan import content_hash
 from model.ctc import CTCTrainer
-from model.diagnosis import best_epoch, judge, phase_of
+from model.diagnosis import best_epoch, is_best, judge, phase_of
 from model.early_stopping import why_ended
 from model.findings import finite
 from model.floors import floors
@@ -56,6 +57,9 @@ def train(
         **{k: v for k, v in config.model_dump().items() if k not in FREE_TO_CHANGE},
         "corpus": corpus.hash,
         "vocabulary": corpus.vocabulary.hash,
+        "modalities": [[m.name, m.width] for m in corpus.modalities],
+        # Not the filter's name: with one vocabulary two of them may leave the same words.
+        "annotation": content_hash(corpus.train.references, corpus.dev.references),
     }
     files, reports = run_files(output), []
     try:
@@ -79,10 +83,10 @@ def train(
 
     while (ended := why_ended(reports, config, floor.constant_wer)) is None:
         report = trainer.train_epoch(should_stop)
-        best = best_epoch([r.wer for r in reports])
+        better = is_best(report.wer, [r.wer for r in reports])
         reports.append(report)
         checkpoint = checkpoint_of(output.name, identity, trainer, config, corpus, reports)
-        if best is None or report.wer < best[1]:
+        if better:
             write(files.best, checkpoint)
         _write_lines(output / "epochs.jsonl", reports)
         write(files.last, checkpoint, keep=files.previous)  # last: a crash before only has the epoch trained again

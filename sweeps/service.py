@@ -20,7 +20,16 @@ from sweeps.settings import Home
 from sweeps.spec import SpecError, SweepSpec, differing_paths, digest
 from sweeps.store import Store
 from sweeps.summary import config_of, program, shell_line
-from sweeps.trainers import BUILT_IN, load_trainer, make_trainer, resolved, seconds_per_step, state_size, trainer_name
+from sweeps.trainers import (
+    BUILT_IN,
+    described,
+    load_trainer,
+    make_trainer,
+    resolved,
+    seconds_per_step,
+    state_size,
+    trainer_name,
+)
 from tracking.links import without_credentials
 
 Progress = Callable[[str, int, int], None]
@@ -202,15 +211,19 @@ def plan(prepared: Prepared) -> Plan:
     spec = prepared.spec
     try:
         trainer = make_trainer(prepared.trainer, spec.trainer, prepared.corpus)
+        if isinstance(trainer, CTCTrainer):  # no weight changes, and dev is measured once
+            parameters = sum(p.numel() for p in trainer.model.parameters())
+            seconds = trainer.measure_epoch_seconds()
+        else:
+            parameters = state_size(trainer)
+            steps = math.ceil(len(prepared.corpus.train) / spec.trainer.batch_size)
+            seconds = steps * seconds_per_step(trainer)
     except ValueError as error:
         raise SpecError(str(error)) from error
-    if isinstance(trainer, CTCTrainer):  # no weight changes, and dev is measured once
-        parameters = sum(p.numel() for p in trainer.model.parameters())
-        seconds = trainer.measure_epoch_seconds()
-    else:
-        parameters = state_size(trainer)
-        steps = math.ceil(len(prepared.corpus.train) / spec.trainer.batch_size)
-        seconds = steps * seconds_per_step(trainer)
+    except Exception as error:
+        if prepared.trainer is None:
+            raise
+        raise SpecError(f"{prepared.trainer}: fails on its first steps ({described(error)}); mend it") from error
     named = [values.get("epochs", spec.trainer.epochs) for values in spec.first_trials.values()]
     epochs = sum(named) + (spec.budget.trials - len(named)) * spec.trainer.epochs
     epochs = min(epochs, spec.budget.total_epochs or epochs)

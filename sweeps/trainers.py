@@ -51,7 +51,7 @@ def load_trainer(reference: str | None) -> MakeTrainer:
     try:
         module = _from_file(Path(place).expanduser().resolve()) if place.endswith(".py") else _from_module(place)
     except (Exception, SystemExit) as error:  # whatever their code raises: a script may even end the process
-        raise TrainerNotFound(reference, f"{place} cannot be imported ({_words(error)})", "mend it") from error
+        raise TrainerNotFound(reference, f"{place} cannot be imported ({described(error)})", "mend it") from error
     make = getattr(module, name, None)
     if make is None:
         near = get_close_matches(name, [n for n, value in vars(module).items() if callable(value)], n=1)
@@ -160,7 +160,7 @@ def _refuses(make: Any) -> str:
     return ""
 
 
-def _words(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """The error in one line, and where in their code it was raised."""
     frames = [f for f in extract_tb(error.__traceback__) if "importlib" not in f.filename and f.filename != __file__]
     where = f", {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""

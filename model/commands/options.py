@@ -56,6 +56,8 @@ def corpus_config(arguments: argparse.Namespace) -> CorpusConfig:
         if not all(name and width.isdigit() for name, _, width in pairs):
             raise ValueError(f"--modalities {arguments.modalities}: write NAME=WIDTH,NAME=WIDTH")
         modalities = {name: int(width) for name, _, width in pairs}
+        if len(modalities) < len(pairs):
+            raise ValueError(f"--modalities {arguments.modalities}: a name stands twice; each block needs its own")
     return CorpusConfig(
         path=arguments.data_dir,
         annotations=arguments.annotations,

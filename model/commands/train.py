@@ -7,6 +7,7 @@ import json
 import typing
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from model import milestones
@@ -32,7 +33,6 @@ def add(commands: Commands) -> None:
     )
     train.add_argument(
         "--milestones",
-        type=milestones.parse,
         default=milestones.written(milestones.DEFAULT),
         help="WERs hoped for, shown as met or missed: EPOCH:WER,...; none: none",
     )
@@ -78,9 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
     from model.train import run_files, train
 
     config = training_config(arguments)
-    source, cache = corpus_config(arguments), arguments.output_dir / "scan"
-    corpus = load_corpus(source, cache=cache, progress=progress_lines())
-    report = check_corpus(source, config.output_stride, cache=cache)
+    hoped = milestones.parse(arguments.milestones)
+    source = corpus_config(arguments)
+    with TemporaryDirectory() as scan:  # one pass over the files for both
+        corpus = load_corpus(source, cache=Path(scan), progress=progress_lines())
+        report = check_corpus(source, config.output_stride, cache=Path(scan))
     if report.fatal and not arguments.force:
         faults = [f"{finding.code}: {finding.evidence} {finding.advice}" for finding in report.fatal]
         raise ValueError("\n".join([*faults, "nothing was trained; --force trains on it all the same"]))
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     for note in (*corpus.notes, *filter(None, short)):
         print(f"corpus: {note}", flush=True)
     try:
-        result = train(config, corpus, arguments.output_dir, print_epoch, milestones=arguments.milestones)
+        result = train(config, corpus, arguments.output_dir, print_epoch, milestones=hoped)
     except torch.OutOfMemoryError as error:
         first = str(error).splitlines()[0]
         raise ValueError(
@@ -97,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{result['sentence']} Ended by {result['ended']} after {result['epochs']} epochs.")
     saved = read_latest(run_files(arguments.output_dir))
     assert saved is not None
-    standings = milestones.met(arguments.milestones, [r.wer for r in saved.reports], result["epochs"])
+    standings = milestones.met(hoped, [r.wer for r in saved.reports], result["epochs"])
     for line in milestones.lines(standings):
         print(f"  {line}")
     for finding in result["findings"]:

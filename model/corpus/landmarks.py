@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from model.files import written_aside
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -124,12 +125,5 @@ def from_holistic(
 
 def write_sequence(file: Path, features: NDArray[np.float32], detection_masks: NDArray[np.bool_]) -> None:
     """One sequence of a corpus as an npz, uncompressed; the file is there whole or not at all."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}.part")  # hidden, and not one process's work in another's file
-    try:
-        with aside.open("wb") as opened:
-            np.savez(opened, features=features, detection_masks=detection_masks)
-            opened.flush()
-            os.fsync(opened.fileno())
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_aside(file) as opened:
+        np.savez(opened, features=features, detection_masks=detection_masks)

@@ -48,9 +48,10 @@ from model.corpus.scan import (
     recording_digest,
     scan_arrays,
     scan_of,
-    write_aside,
+    write_arrays,
 )
 from model.corpus.vocabulary import Vocabulary
+from model.files import written_aside
 
 Dtype: TypeAlias = Literal["auto", "float16", "float32"]
 Derive: TypeAlias = Literal["auto", "yes", "no"]
@@ -450,9 +451,6 @@ def _append_all(job: _Job, state: _State) -> None:
     """
     plan = state.plan
     kept = _kept(job, plan.derived)
-    columns = STILL_WIDTH if plan.derived else job.width
-    if kept is not None:
-        columns = int(kept[:columns].sum())
     frames = sum(len(detected) for detected in state.detected)
     items = [
         (listing.name, name, file)
@@ -461,7 +459,7 @@ def _append_all(job: _Job, state: _State) -> None:
         if name not in state.scan.files[listing.name]
     ]
     with (job.part / FEATURES).open("r+b") as file:
-        file.truncate(_HEADER_BYTES + frames * columns * np.dtype(plan.dtype).itemsize)
+        file.truncate(_stored_bytes(job, plan, frames))
         file.seek(0, os.SEEK_END)
         unsaved = 0
         for (split, name, _), ready in zip(items, in_order(partial(_prepare, job, plan, kept), items), strict=True):
@@ -482,7 +480,7 @@ def _append_all(job: _Job, state: _State) -> None:
             raise CorpusError(f"{changed}: changed while it was packed; run the same command again")
         _save_state(job, state, file)
         file.seek(0)
-        header = {"descr": plan.dtype, "fortran_order": False, "shape": (frames, columns)}
+        header = {"descr": plan.dtype, "fortran_order": False, "shape": (frames, _stored_columns(job, plan))}
         np.lib.format.write_array_header_1_0(file, header)
         assert file.tell() == _HEADER_BYTES
         _flush(file)
@@ -498,7 +496,17 @@ def _save_state(job: _Job, state: _State, features: BinaryIO) -> None:
         "source_digests": state.source_digests,
         "rounding": state.rounding,
     }
-    write_aside(job.part / _STATE, meta=json.dumps(meta), detected=detected, **scan_arrays(state.scan))
+    write_arrays(job.part / _STATE, meta=json.dumps(meta), detected=detected, **scan_arrays(state.scan))
+
+
+def _stored_bytes(job: _Job, plan: _Plan, frames: int) -> int:
+    """Size of the file of features with so many frames."""
+    return _HEADER_BYTES + frames * _stored_columns(job, plan) * np.dtype(plan.dtype).itemsize
+
+
+def _stored_columns(job: _Job, plan: _Plan) -> int:
+    kept, columns = _kept(job, plan.derived), STILL_WIDTH if plan.derived else job.width
+    return columns if kept is None else int(kept[:columns].sum())
 
 
 def _load_state(job: _Job) -> _State | None:
@@ -519,6 +527,10 @@ def _load_state(job: _Job) -> _State | None:
         job.say(f"{file} cannot be read ({error}); packing from the beginning.")
         return None
     lengths = [found.frames for files in scan.files.values() for found in files.values()]
+    features = job.part / FEATURES
+    if not features.is_file() or features.stat().st_size < _stored_bytes(job, plan, sum(lengths)):
+        job.say(f"{features} is shorter than it was; packing from the beginning.")
+        return None
     each = np.split(detected, np.cumsum(lengths)[:-1])
     return _State(plan, scan, each, meta["source_digests"], tuple(meta["rounding"]))
 
@@ -528,7 +540,7 @@ def _finish(
 ) -> None:
     """Write everything but the features, the manifest last, and remove what only packing needed."""
     part, plan = job.part, state.plan
-    write_aside(part / SCAN, **scan_arrays(state.scan))
+    write_arrays(part / SCAN, **scan_arrays(state.scan))
     with (part / DETECTED).open("wb") as file:
         np.save(file, np.concatenate(state.detected))
         _flush(file)
@@ -556,11 +568,8 @@ def _finish(
         source_digests={} if state.source_digests == given else state.source_digests,
         files={name: _described(part / name, hashed=name != FEATURES) for name in names},
     )
-    aside = part / f"{MANIFEST}.part"
-    with aside.open("wb") as file:
+    with written_aside(part / MANIFEST) as file:
         file.write(manifest.model_dump_json(indent=1).encode())
-        _flush(file)
-    aside.replace(part / MANIFEST)
     for file_or_folder in part.iterdir():
         if file_or_folder.name not in (*names, MANIFEST, "annotations", _LOCK):
             file_or_folder.unlink()

@@ -32,6 +32,7 @@ from model.corpus.features import (
     read_recording,
     seen_parts,
 )
+from model.files import written_aside
 
 Progress = Callable[[str, int, int], None]
 """Called as (split, files done, files in the split)."""
@@ -186,8 +187,7 @@ def cached_scan(
     if known is not None:
         return known
     scan = scan_corpus(listings, progress, read, parts)
-    cache.mkdir(parents=True, exist_ok=True)
-    write_aside(file, key=key, **scan_arrays(scan))
+    write_arrays(file, key=key, **scan_arrays(scan))
     return scan
 
 
@@ -350,20 +350,14 @@ def _file_scan_of(content: dict[str, Any]) -> FileScan:
     return FileScan(**values)
 
 
-def write_aside(file: Path, **arrays: Any) -> None:
+def write_arrays(file: Path, **arrays: Any) -> None:
     """Save an npz that is there whole or not at all."""
-    aside = file.with_name(f".{file.stem}-{os.getpid()}.part")
     try:
-        with aside.open("wb") as opened:
+        with written_aside(file) as opened:
             np.savez(opened, **arrays)
-            opened.flush()
-            os.fsync(opened.fileno())
-        aside.replace(file)
     except PermissionError:  # Windows: another process has the same file open, and that one is as good
         if not file.exists():
             raise
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _load_scan(file: Path, key: str, parts: tuple[Part, ...] | None) -> Scan | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 import model.ctc
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.corpus.annotations import CorpusError
-from model.corpus.data import Batch, Corpus, CorpusConfig, Split, load_corpus, make_batch
+from model.corpus.data import Batch, Corpus, CorpusConfig, Split, epoch_order, load_corpus, make_batch
 from model.ctc import CTCTrainer, ctc_loss_sum, pick_device
 from model.diagnosis import is_diverged
 from model.encoder import MaskedBatchNorm
@@ -394,6 +394,16 @@ def test_the_module_that_was_not_finite_first_is_named(monkeypatch: pytest.Monke
     report = trainer.train_epoch(never)
     assert report.skipped_steps == report.metrics["optim/skipped"] == 1
     assert report.not_finite.startswith("epoch 1, update 3: not finite first in encoders.0.stem (batch train-")
+
+
+def test_of_accumulated_batches_the_one_that_was_not_finite_is_named(
+    monkeypatch: pytest.MonkeyPatch, corpus: Corpus
+) -> None:
+    trainer = CTCTrainer(TINY.with_values({"accumulate": 3}), corpus)
+    not_finite(monkeypatch, trainer, {1}, "nan")
+    order = epoch_order(len(corpus.train), TINY.data_seed, 1)
+    ids = ", ".join(corpus.train.ids[i] for i in order[TINY.batch_size : 2 * TINY.batch_size])
+    assert f"(batch {ids})" in trainer.train_epoch(never).not_finite
 
 
 def test_the_head_can_begin_at_the_best_constant_posterior(corpus: Corpus) -> None:

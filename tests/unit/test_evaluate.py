@@ -87,6 +87,31 @@ def test_a_model_without_log_softmax_is_seen(corpus: Corpus) -> None:
     assert evaluate(model, shifted, corpus.dev, 2, 4, thorough=True).largest_logsumexp == pytest.approx(0.5, abs=1e-4)
 
 
+@pytest.mark.parametrize("size", [1, 10])
+@pytest.mark.parametrize("bad", [0, 2])
+def test_one_sequence_that_is_not_finite_does_not_disappear_among_the_others(
+    corpus: Corpus, size: int, bad: int
+) -> None:
+    model = Says(3, 2)
+    forward = forward_of(model, torch.device("cpu"))
+
+    def broken(batch: Batch) -> tuple[Tensor, Tensor]:
+        log_probs, lengths = forward(batch)
+        return log_probs.where(torch.from_numpy(batch.indices != bad)[:, None, None], math.nan), lengths
+
+    found = evaluate(model, broken, corpus.dev, 2, size)
+    assert not found.finite
+    assert math.isnan(dev_metrics(found, corpus.dev.references, corpus.vocabulary)["dev/wer"])
+
+
+def test_sequences_that_are_all_shorter_than_an_output_frame_have_no_spread(corpus: Corpus) -> None:
+    model = Says(3, 32)
+    found = evaluate(model, forward_of(model, torch.device("cpu")), corpus.dev, 32, 4)
+    metrics = dev_metrics(found, corpus.dev.references, corpus.vocabulary)
+    assert found.hypotheses == ((),) * 4
+    assert math.isnan(metrics["spread/time"])
+
+
 def test_outputs_that_are_not_finite_have_no_word_errors(corpus: Corpus) -> None:
     model = Says(3, 2)
     forward = forward_of(model, torch.device("cpu"))

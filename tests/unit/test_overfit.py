@@ -57,7 +57,13 @@ def corpus(folder: Path) -> Corpus:
     return load_corpus(CorpusConfig(path=folder))
 
 
-def outcome(wer: float = 0.0, control: float | None = 0.9, distinct: int = 8, loss: float = 0.02) -> Overfit:
+def outcome(
+    wer: float = 0.0,
+    control: float | None = 0.9,
+    distinct: int = 8,
+    loss: float = 0.02,
+    locality: float = 3.0,
+) -> Overfit:
     return Overfit(
         ids=tuple("abcdefgh"),
         references=("A",) * 8,
@@ -67,6 +73,7 @@ def outcome(wer: float = 0.0, control: float | None = 0.9, distinct: int = 8, lo
         most_steps=400,
         test=Memorised(400 if wer else 60, wer, wer, loss, ("",) * 8),
         control=None if control is None else Memorised(60, 1.0, control, 2.0, ("",) * 8),
+        locality=locality,
         seconds=1.0,
     )
 
@@ -122,6 +129,24 @@ def test_a_working_model_learns_by_heart_and_its_control_does_not(corpus: Corpus
     assert set(seen) == {"test", "control"}
     (finding,) = findings_of(result)
     assert (finding.code, finding.severity) == ("memorised", "info")
+
+
+def test_a_network_that_averages_over_time_is_named_before_any_training(
+    monkeypatch: pytest.MonkeyPatch, corpus: Corpus
+) -> None:
+    """The features of `corpus` are short: with longer ones a working model passes, one blind to time does not."""
+    assert findings_of(outcome(locality=1.0))[0].code == "time_collapsed"
+    assert [f.code for f in findings_of(outcome(locality=1.7))] == ["memorised"]
+    assert [f.code for f in findings_of(outcome(locality=float("nan")))] == ["memorised"]
+    seen: list[float] = []
+
+    def locality(*given: object) -> float:
+        seen.append(1.0)
+        return 1.0
+
+    monkeypatch.setattr(model.overfit, "time_locality", locality)
+    assert "time_collapsed" in {finding.code for finding in findings_of(overfit(SMALL, corpus, 2, 1))}
+    assert len(seen) == 1
 
 
 def test_the_same_again_is_the_same(corpus: Corpus) -> None:

@@ -126,6 +126,16 @@ def test_where_the_last_is_not_whole_the_one_before_is_taken(
         assert said in caplog.text
 
 
+def test_a_torn_one_never_takes_the_place_of_the_one_before(files: Files, corpus: Corpus) -> None:
+    for epochs in (1, 2):
+        put(files, corpus, epochs)
+    files.last.write_bytes(b"torn")
+    assert len(resume(files, ME, Counter())) == 1
+    put(files, corpus, 2)
+    files.last.unlink()  # a crash between the renames of the next save
+    assert len(resume(files, ME, Counter())) == 1
+
+
 def test_a_crash_between_the_two_renames_loses_one_epoch(files: Files, corpus: Corpus) -> None:
     put(files, corpus, 2)
     put(files, corpus, 3)

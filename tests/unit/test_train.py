@@ -157,6 +157,21 @@ def test_a_run_of_another_config_is_refused(
     assert {p.name: p.read_bytes() for p in uninterrupted.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"filter": "phoenix-si5"}, "annotation"), ({"modalities": {"a": 2, "b": 4}}, "modalities")],
+)
+def test_a_run_that_reads_its_corpus_otherwise_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    """Though features, annotations and vocabulary are the same files."""
+    sentences = {"train": ["SUN IX RAIN", "RAIN SUN", "IX SUN"], "dev": ["IX RAIN", "SUN"]}
+    folder, vocabulary = write_corpus(tmp_path / "corpus", sentences), tmp_path / "vocabulary.txt"
+    vocabulary.write_text("<blank>\nSUN\nRAIN\nIX\n", encoding="utf-8")
+    given = {"path": folder, "vocabulary": vocabulary}
+    train(TINY.with_values({"epochs": 1}), load_corpus(CorpusConfig(**given)), tmp_path / "run")
+    with pytest.raises(ValueError, match=f"differs in {named};"):
+        train(TINY, load_corpus(CorpusConfig(**given, **change)), tmp_path / "run")
+
+
 @pytest.mark.parametrize("state", [{"model": {}, "epoch": 7}, {"identity": "trial 3", "trainer": {}, "reports": []}])
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, corpus: Corpus, state: dict[str, Any]) -> None:
     torch.save(state, tmp_path / "last.pt")
