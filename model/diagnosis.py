@@ -18,13 +18,16 @@ Phase: TypeAlias = Literal["checking", "plateau", "learning"]
 Verdict: TypeAlias = Literal["learned", "never_learned", "collapsed", "too_slow", "stalled", "diverged", "data_fault"]
 
 TAKEOFF_MARGIN = 0.05
-"""A run has taken off when its dev WER is at least this much below the best constant sentence's."""
+"""A run has taken off when its dev WER is at least this much below the best constant sentence's.
+On 111 dev sentences two answers that know equally little differ by as much."""
 
 DIVERGED_SHARE = 0.01
-"""An epoch with more than this share of non-finite steps is diverged."""
+"""An epoch with more than this share of non-finite steps is diverged: one bad sequence in a hundred batches is bad
+luck, and is skipped; more is a rate that the weights do not bear."""
 
 RELAPSE_EPOCHS = 3
-"""A run has collapsed when so many last epochs are back at the constant sentence's WER."""
+"""A run has collapsed when so many last epochs are back at the constant sentence's WER:
+single epochs of learning runs do jump up there."""
 
 
 def takeoff_epoch(wers: Sequence[float], constant_wer: float) -> int | None:
@@ -145,7 +148,7 @@ def _skipped(reports: Sequence[EpochReport]) -> Finding | None:
         + (f" ({worst.not_finite})." if worst.not_finite else "."),
         "Lower the learning rate, or warm up. If a few sequences cause it, look at their features for outliers."
         if over
-        else "Nothing need be done: a skipped step leaves no trace.",
+        else "Nothing need be done: a skipped step changes no weight.",
         f"At most {DIVERGED_SHARE:.0%} of an epoch's steps not finite. Large gradients are no evidence: norms of 100 "
         "to 350 are normal in the first 50 steps."
         if over

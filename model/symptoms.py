@@ -134,6 +134,12 @@ IDENTITY_ERROR = 1e-4
 """Shares of the reference words that must add up do so to rounding, also where six digits of them were kept. One word
 of SI5's dev is 1e-3."""
 
+NOISE = 1.1
+"""A value that moves by no more than this factor from epoch to epoch has stayed where it was."""
+
+LOST_TO_WARMUP = 0.2
+"""A warm-up that took more than this share of the learning rate so far is worth naming as the reason."""
+
 CLIPPED_SHARE = 0.9
 """From this share on clipping is the rule, not the exception."""
 
@@ -416,12 +422,12 @@ def learning_rate_too_low(run: Run) -> Finding | None:
     ratio = run.loss_ratio(last)
     lowest = min(filter(isfinite, map(run.loss_ratio, run.reports)), default=nan)
     # A loss that has risen, or is high after much learning rate, is not a slow one.
-    high = ratio > SLOW_LOSS and ratio <= 1.1 * lowest and last.lr_time < AMPLE_LR_TIME
+    high = ratio > SLOW_LOSS and ratio <= NOISE * lowest and last.lr_time < AMPLE_LR_TIME
     if not high and not 0 < last.lr_time < LOW_LR_TIME:
         return None
     number, threshold = (ratio, SLOW_LOSS) if high else (last.lr_time, LOW_LR_TIME)
     lost = 1 - last.lr_time / (config.learning_rate * last.step)
-    long_warmup = config.warmup_start_factor < 1 and config.warmup_epochs > 1 and lost > 0.2
+    long_warmup = config.warmup_start_factor < 1 and config.warmup_epochs > 1 and lost > LOST_TO_WARMUP
     return Finding(
         "learning_rate_too_low",
         "warning",
@@ -472,7 +478,7 @@ def blank_collapse(run: Run) -> Finding | None:
     if run.takeoff is None or len(lengths) < BLANK_EPOCHS:
         return None
     recent = lengths[-BLANK_EPOCHS:]
-    if max(recent) >= BLANK_LENGTH or not deletions > BLANK_DELETIONS or recent[-1] > 1.1 * recent[0]:
+    if max(recent) >= BLANK_LENGTH or not deletions > BLANK_DELETIONS or recent[-1] > NOISE * recent[0]:
         return None
     return Finding(
         "blank_collapse",

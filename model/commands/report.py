@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from model.findings import Finding, worst_first
+from model.findings import Finding, finite, worst_first
 
 
 def columns() -> int:
@@ -40,14 +39,4 @@ def exit_code(findings: Sequence[Finding]) -> int:
 def as_json(findings: Iterable[Finding], facts: Mapping[str, Any]) -> str:
     """One JSON object on one line: `findings`, worst first, and `facts`; a number that is not finite is null."""
     whole = {"findings": [finding.as_json() for finding in worst_first(findings)], "facts": facts}
-    return json.dumps(_finite(whole), allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return value
+    return json.dumps(finite(whole), allow_nan=False)

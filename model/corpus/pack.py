@@ -21,7 +21,7 @@ from model.corpus.annotations import CorpusError, check_coverage, some
 from model.corpus.data import CorpusConfig, read_annotation
 from model.corpus.features import UNREADABLE, Recording, dimension_name, open_npz, parts_of
 from model.corpus.folder import Folder, open_folder
-from model.corpus.landmarks import STILL_WIDTH, WIDTH, with_motion
+from model.corpus.landmarks import STILL_WIDTH, WIDTH, first_difference
 from model.corpus.packed import (
     DETECTED,
     FEATURES,
@@ -382,16 +382,13 @@ def _converted(
 
 def _check_derived(x: NDArray[Any], file: Path) -> None:
     """Hold features (T, 6516) against what follows from their landmarks, to the bit: a zero has a sign as well."""
-    derived = with_motion(x[:, :STILL_WIDTH])
-    bits = f"u{x.dtype.itemsize}"
-    differs = derived.view(bits) != x.view(bits)
-    if differs.any():
-        t, d = (int(i) for i in np.argwhere(differs)[0])
-        found, expected = x[t, d], derived[t, d]
+    difference = first_difference(x)
+    if difference is not None:
+        t, d, found, expected = difference
         raise _Misfit(
             "derived",
             f"{file}: {dimension_name(WIDTH, d)} (dimension {d}) is {found} at frame {t}, but {expected} follows from "
-            f"the landmarks in {x.dtype} (difference {float(found) - float(expected):.2g})",
+            f"the landmarks in {x.dtype} (difference {found - expected:.2g})",
         )
 
 
