@@ -296,7 +296,8 @@ def _markers_note(annotation: Annotation, classes: int) -> str | None:
     words = [word for sentence in annotation.words["train"] for word in sentence]
     for name, keep in FILTERS.items():
         kept = [word for word in words if keep(word)]
-        if len(words) - len(kept) >= MARKERS_SHARE * len(words) > 0:
+        # What drops most of the words was made for other annotations.
+        if MARKERS_SHARE * len(words) <= len(words) - len(kept) <= len(words) / 2 and words:
             return (
                 f"{1 - len(kept) / len(words):.0%} of train's words are markers or spelt letters to the filter {name}; "
                 f"with it there are {len(set(kept)) + 1} classes instead of {classes}."

@@ -429,7 +429,7 @@ def test_many_faults_are_found_in_one_go(tmp_path: Path) -> None:
     (folder / "vocabulary.txt").write_text("A\n", encoding="utf-8")
     report = check(folder, vocabulary=folder / "vocabulary.txt")
     found = severities(report)
-    fatal = "bad_annotation bad_vocabulary coverage unreadable not_finite mixed_width blank_in_targets infeasible"
+    fatal = "bad_annotation bad_vocabulary coverage unreadable not_finite mixed_width blank_in_targets infeasible_targets"
     assert {code for code, severity in found.items() if severity == "fatal"} == set(fatal.split())
     assert found["all_zero"] == found["empty_targets"] == "warning"
     assert [f.severity for f in report.findings] == sorted(

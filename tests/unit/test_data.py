@@ -481,6 +481,15 @@ def test_long_lists_are_cut_in_notes_and_whole_in_facts(tmp_path: Path) -> None:
     assert corpus.facts["splits"]["train"]["unannotated"] == [f"train-{30 + i}" for i in range(12)]
 
 
+def test_annotations_that_were_made_for_a_filter_get_a_note_that_names_it(tmp_path: Path) -> None:
+    texts = {"train": ["SUN IX RAIN", "RAIN loc-NORD SUN", "SUN RAIN"], "dev": ["SUN"]}
+    told = "29% of train's words are markers or spelt letters to the filter phoenix-si5; with it there are 3 classes"
+    folder = write_corpus(tmp_path / "marked", texts)
+    assert any(note.startswith(told) for note in load(folder).notes)
+    assert not any("filter" in note for note in load(folder, filter="phoenix-si5").notes)
+    assert not any("filter" in note for note in load(write_corpus(tmp_path / "plain")).notes)  # of letters alone
+
+
 def test_empty_targets_are_dropped_and_counted(tmp_path: Path) -> None:
     texts = {"train": ["A1 B1", "IX __ON__", "", "B1"], "dev": ["A1", "loc-X"]}
     corpus = load(write_corpus(tmp_path, texts), filter="phoenix-si5")
