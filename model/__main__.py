@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from pydantic import ValidationError
@@ -27,11 +28,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
+        sys.stdout.flush()
         return code
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it flushes at exit
+        return 141  # as a shell says of a command that SIGPIPE has ended
     except ValidationError as error:
         first = error.errors()[0]
         option = f"--{first['loc'][0]} {first['input']}: " if first["loc"] else ""
-        print(f"error: {option}{first['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        fault = first["msg"].removeprefix("Value error, ").removeprefix(f"{first['input']}: ")
+        print(f"error: {option}{fault}", file=sys.stderr)
     except (ValueError, OSError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

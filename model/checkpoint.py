@@ -50,11 +50,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # a torn zip, a foreign pickle: torch raises many types, and advises to unpickle it
-        raise ValueError(
-            f"{path}: not a whole checkpoint ({type(error).__name__}); delete it to start that run anew"
-        ) from error
+        raise ValueError(f"{path}: not a whole checkpoint ({type(error).__name__})") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path}: not a checkpoint of this trainer; delete it to start that run anew")
+        raise ValueError(f"{path}: not a checkpoint of this trainer")
     return state
 
 
@@ -140,8 +138,7 @@ def read(path: Path) -> Checkpoint:
     if state.get("format") != FORMAT:
         found = f"of format {state['format']}" if "format" in state else "not one of this trainer"
         raise ValueError(
-            f"{path}: not a checkpoint that can be read here: it is {found}, and this version reads format {FORMAT}; "
-            "delete it to start that run anew"
+            f"{path}: not a checkpoint that can be read here: it is {found}, and this version reads format {FORMAT}"
         )
     try:
         return Checkpoint(

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.corpus.data import Batch, Corpus, Split, check_fit, epoch_order, make_batch
+from model.corpus.annotations import CorpusError
+from model.corpus.data import Batch, Corpus, Split, epoch_order, make_batch
 from model.diagnosis import takeoff_epoch
 from model.encoder import make_model, set_output_bias
 from model.evaluate import Evaluation, dev_metrics, evaluate, forward_of, sequence_losses, word_errors_of
@@ -65,13 +66,17 @@ class CTCTrainer:
     """Trains the student on one corpus. See `model.types.Trainer` for the contract.
 
     Raises:
-        CorpusError: too many targets do not fit the output stride.
+        CorpusError: no target fits the output stride. (That too few of them fit is for `check` to refuse.)
         ValueError: the device or the precision cannot be had.
     """
 
     def __init__(self, config: TrainingConfig, corpus: Corpus) -> None:
         self.config, self.corpus = config, corpus
-        check_fit(corpus.train, config.output_stride)
+        if not corpus.train.fits(config.output_stride).any():
+            raise CorpusError(
+                f"{corpus.folder}: no sentence of train has an alignment at output stride {config.output_stride}; "
+                "lower it, or check that these annotations belong to these features"
+            )
         torch.set_num_threads(config.threads)
         self.device = pick_device(config.device)
         torch.manual_seed(mixed_seed(config.seed, "initialisation"))

@@ -31,6 +31,7 @@ from model.evaluate import Evaluation, dev_metrics, evaluate, forward_of, sequen
 from model.findings import Finding, worst_first
 from model.floors import split_floors
 from model.probes import Gap, permuted_gap, swap_gap
+from model.symptoms import OF_TRAINING
 from model.types import EpochReport
 
 EXAMPLES = 6
@@ -87,9 +88,8 @@ def read_for_diagnosis(path: Path) -> Checkpoint:
         return read(path)
     except ValueError as error:
         raise ValueError(
-            f"{path}: not a checkpoint of this trainer, so neither its model nor the classes and the normalisation it "
-            "was trained with are known; weights of another script (a plain state_dict) cannot be diagnosed. "
-            f"({str(error).removeprefix(f'{path}: ')})"
+            f"{error}: so neither its model nor the classes and the normalisation it was trained with are known; name "
+            "a whole checkpoint of this trainer, as weights of another script (a plain state_dict) cannot be diagnosed"
         ) from error
 
 
@@ -99,19 +99,17 @@ def fitting(corpus: Corpus, checkpoint: Checkpoint) -> tuple[Corpus, Finding | N
     Raises:
         ValueError: its classes or its features are not those that the checkpoint knows.
     """
-    glosses = corpus.vocabulary.glosses
-    if glosses != checkpoint.glosses:
-        first = next((i for i, (a, b) in enumerate(zip(glosses, checkpoint.glosses, strict=False)) if a != b), None)
-        where = "" if first is None else f", class {first} being {glosses[first]!r} and {checkpoint.glosses[first]!r}"
+    width, glosses = sum(checkpoint.modalities.values()), corpus.vocabulary.glosses
+    if corpus.width != width:
         raise ValueError(
-            f"{corpus.folder}: has {len(glosses)} classes and the checkpoint {len(checkpoint.glosses)}{where}; give "
-            "the vocabulary it was trained with (--vocabulary, such as vocabulary.txt in the run's folder) and its "
-            "--filter"
+            f"{corpus.folder}: is another corpus than these weights were trained on: its features have {corpus.width} "
+            f"dimensions, theirs {width}; name the corpus of the training"
         )
-    if corpus.width != sum(checkpoint.modalities.values()):
+    if glosses != checkpoint.glosses:
         raise ValueError(
-            f"{corpus.folder}: has features of {corpus.width} dimensions and the checkpoint takes "
-            f"{sum(checkpoint.modalities.values())} ({dict(checkpoint.modalities)}); name the corpus it was trained on"
+            f"{corpus.folder}: has other classes than these weights were trained on, "
+            f"{_difference(glosses, checkpoint.glosses)}; name the corpus of the training, or, where it is that one, "
+            "its vocabulary (--vocabulary, such as vocabulary.txt in the run's folder) and --filter"
         )
     corpus = replace(corpus, modalities=tuple(Modality(name, width) for name, width in checkpoint.modalities.items()))
     known = corpus.train.normalisation
@@ -143,6 +141,18 @@ def fitting(corpus: Corpus, checkpoint: Checkpoint) -> tuple[Corpus, Finding | N
         "Name the corpus of the training to have the run itself judged; what stands here is about this one.",
         "The same hash: that of features and annotations.",
     )
+
+
+def _difference(here: Sequence[str], there: Sequence[str]) -> str:
+    """How two lists of classes differ, in words."""
+    examples = [
+        f"{gloss!r} only {where}"
+        for where, some, others in (("here", here, there), ("there", there, here))
+        for gloss in [each for each in some if each not in set(others)][:1]
+    ]
+    if not examples:
+        return f"the same {len(here)} in another order"
+    return f"{len(here)} here and {len(there)} there ({', '.join(examples)})"
 
 
 def diagnose(
@@ -190,8 +200,11 @@ def diagnose(
     leak = weights.padding_leak(model, split, stride, where)
 
     reports = checkpoint.reports
-    logged = logged_loss if logged_loss is not None else _last(reports, "train/loss")
-    now = _now(checkpoint, metrics, logged)
+    own_loss = _last(reports, "train/loss")
+    logged = logged_loss if logged_loss is not None else own_loss
+    untrained = weights.untrained(found, floors, _updates(checkpoint), logged, len(corpus.vocabulary), split_name)
+    other_loss = weights.other_loss(logged, reports) if logged_loss is not None and not untrained else None
+    now = _now(checkpoint, metrics, own_loss if other_loss else logged)
     # The run is judged where it was measured; elsewhere the weights are, as they are now.
     same_dev = bool(reports) and split_name == "dev" and other is None
     epochs = [*reports[:-1], now] if same_dev else [now] if now.step else []
@@ -199,15 +212,17 @@ def diagnose(
     judgement = judge(epochs, config, floors, ended=ended, dev_sequences=len(split))
     own = [
         weights.not_finite(found),
-        weights.untrained(found, floors, now.step, logged, len(corpus.vocabulary), split_name),
+        untrained,
         weights.changed(found.loss, reports[-1]) if same_dev else None,
         weights.missing_log_softmax(found),
         weights.evaluator_failed(found, split, corpus.vocabulary),
         weights.leaks(leak),
         other,
+        other_loss,
     ]
     findings = [finding for finding in own if finding is not None]
     codes = {finding.code for finding in findings}
+    codes |= frozenset() if same_dev else OF_TRAINING
     findings = worst_first([*findings, *(f for f in judgement.findings if f.code not in codes)])
 
     facts = {
@@ -232,6 +247,7 @@ def diagnose(
         "padding_leak": leak,
         "floors": asdict(floors),
         "metrics": metrics,
+        "permuted_sequences": permuted.sequences,
         "phase": judgement.phase if same_dev else None,
         "verdict": judgement.verdict,
         "takeoff_epoch": judgement.takeoff_epoch if same_dev else None,
@@ -274,9 +290,13 @@ def _now(checkpoint: Checkpoint, metrics: dict[str, Any], logged: float) -> Epoc
     if checkpoint.reports:
         last = checkpoint.reports[-1]
         return replace(last, metrics={**last.metrics, **metrics, "train/loss": logged})
-    epoch, step = (int(checkpoint.trainer.get(key, 0)) for key in ("epoch", "updates"))
-    lr_time = float(checkpoint.trainer.get("lr_time", 0.0))
-    return EpochReport(max(1, epoch), step, {**metrics, "train/loss": logged}, lr_time=lr_time)
+    epoch, lr_time = int(checkpoint.trainer.get("epoch", 0)), float(checkpoint.trainer.get("lr_time", 0.0))
+    return EpochReport(max(1, epoch), _updates(checkpoint), {**metrics, "train/loss": logged}, lr_time=lr_time)
+
+
+def _updates(checkpoint: Checkpoint) -> int:
+    """Steps that these weights have had."""
+    return checkpoint.reports[-1].step if checkpoint.reports else int(checkpoint.trainer.get("updates", 0))
 
 
 def _last(reports: Sequence[EpochReport], key: str) -> float:
@@ -309,5 +329,7 @@ def _answer(facts: dict[str, Any], run: str, findings: Sequence[Finding]) -> str
     worst = findings[0] if findings and findings[0].severity != "info" else None
     if worst is None:
         return f"{which} {run or 'Nothing speaks against them.'}"
-    what = run if run and worst.severity == "warning" else worst.evidence
+    what = worst.evidence
+    if run and worst.severity == "warning":
+        what = run if worst.evidence in run else f"{run} {worst.evidence}"
     return f"{which} {what} This would change it: {worst.would_change}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from model.findings import Finding, worst_first
-from model.symptoms import SYMPTOMS, USED_T, Run
+from model.symptoms import SYMPTOMS, USED_T, Run, measured
 from model.types import EpochReport, TrainingConfig
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def judge(
     *,
     ended: bool = False,
     dev_sequences: int | None = None,
+    known: Sequence[Finding] = (),
 ) -> Judgement:
     """Judge a run by its epochs.
 
@@ -106,6 +107,7 @@ def judge(
         floors: of its corpus, at its output stride.
         ended: whether it is over; only then it has a verdict.
         dev_sequences: sequences of dev; without it a collapse onto a single gloss is not looked for.
+        known: what speaks against its corpus, found before it began.
     """
     wers = [report.wer for report in reports]
     takeoff = takeoff_epoch(wers, floors.constant_wer)
@@ -115,7 +117,8 @@ def judge(
         over = any(is_diverged(r.steps_in_epoch, r.skipped_steps) for r in reports[-1:])
         verdict = "diverged" if over else verdict_of(wers, floors.constant_wer)
     phase = phase_of(wers, floors.constant_wer)
-    return Judgement(phase, takeoff, verdict, tuple(findings), _sentence(reports, floors, takeoff, verdict, findings))
+    sentence = _sentence(reports, floors, takeoff, verdict, findings, known)
+    return Judgement(phase, takeoff, verdict, tuple(worst_first([*known, *findings])), sentence)
 
 
 def run_findings(
@@ -162,27 +165,42 @@ def _sentence(
     takeoff: int | None,
     verdict: Verdict | None,
     findings: Sequence[Finding],
+    known: Sequence[Finding],
 ) -> str:
     if not reports:
         return "No epoch has ended yet: there is nothing to judge."
     last = reports[-1]
-    if fatal := [finding for finding in findings if finding.severity == "fatal"]:
-        return f"{fatal[0].code.replace('_', ' ').capitalize()}, as of epoch {last.epoch}. {fatal[0].evidence}"
     best = best_epoch([report.wer for report in reports])
     score = f"best dev WER {best[1]:.1%} at epoch {best[0]}" if best else "no finite dev WER"
     floor = f"the best constant sentence scores {floors.constant_wer:.1%}"
-    warnings = [finding for finding in findings if finding.severity == "warning"]
-    but = f" But: {warnings[0].evidence}" if warnings else ""
+    fatal, warnings = ([f for f in findings if f.severity == severity] for severity in ("fatal", "warning"))
+    faults = [f" The check of its corpus found {f.code}: {f.evidence}" for f in known if f.severity == "fatal"]
+    corpus = faults[0] if faults else ""
+    never = f"Never learned within its {counted(last.epoch, 'epoch')}: {score} ({floor})"
+    if fatal:
+        what = (
+            never
+            if verdict == "never_learned"
+            else f"{fatal[0].code.replace('_', ' ').capitalize()}, as of epoch {last.epoch}"
+        )
+        return f"{what}. {fatal[0].evidence}{corpus}"
     if takeoff is not None:
         verb = {"collapsed": "Learned and lost it again", "learned": "Learned"}.get(verdict or "", "Learning")
+        but = corpus or (f" But: {warnings[0].evidence}" if warnings else "")
         return f"{verb}: took off at epoch {takeoff}, {score} of {last.epoch} ({floor}).{but}"
-    if warnings:
-        return f"In the plateau at epoch {last.epoch}, {score} ({floor}). {warnings[0].evidence}"
-    t = next((f.number for f in findings if f.code == "input_used"), None)
-    known = (
-        f"its output depends on the input (swap gap t = {t:.1f}, above {USED_T:g}), which WER follows some epochs later"
-        if t is not None
-        else "nothing speaks against it, and WER is no evidence before takeoff"
-    )
-    over = "It ended in" if verdict else "In"
-    return f"{over} the plateau at epoch {last.epoch}, {score} ({floor}): {known}."
+    what = never if verdict else f"In the plateau at epoch {last.epoch}, {score} ({floor})"
+    if corpus or warnings:
+        return f"{what}.{corpus or f' {warnings[0].evidence}'}"
+    if t := next((f.number for f in findings if f.code == "input_used"), None):
+        used = f"its output depends on the input (swap gap t = {t:.1f}, above {USED_T:g}), which WER follows"
+        return f"{what}; but {used} some epochs later." if verdict else f"{what}: {used} some epochs later."
+    if not verdict:
+        return f"{what}: nothing speaks against it, and WER is no evidence before takeoff."
+    t = measured(last, "probe/swap_t")
+    gap = f" (swap gap t = {t:.1f}, and {USED_T:g} would show that the input is used)" if math.isfinite(t) else ""
+    return f"{what}; nothing shows that it could not have in more epochs{gap}."
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 epoch`, `2 epochs`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")

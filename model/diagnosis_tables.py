@@ -77,7 +77,7 @@ def _output(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("hypotheses", f"{m['decode/hypotheses']} distinct; {m['decode/blank']:.1%} of the frames blank"),
         ("swap gap", _gap(m["probe/swap_gap"], m["probe/swap_t"], m["probe/sequences"])),
-        ("permuted-time gap", _gap(m["probe/permuted_gap"], m["probe/permuted_t"], m["probe/sequences"])),
+        ("permuted-time gap", _gap(m["probe/permuted_gap"], m["probe/permuted_t"], facts["permuted_sequences"])),
     ]
     if isfinite(facts["logged_dev_loss"]):
         rows.insert(3, ("logged dev loss, WER", f"{facts['logged_dev_loss']:.3f}, {facts['logged_dev_wer']:.1%}"))

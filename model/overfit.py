@@ -36,6 +36,17 @@ LOOK_STEPS = 10
 """Steps between two looks at the word errors."""
 
 
+FAIR_RATES = (1e-3, 1e-2)
+"""Learning rates at which every working model measured has passed; what fails at others may be sound."""
+
+FAIR_STEPS = 400
+"""... and the most steps any of them needed, about."""
+
+FALLING = 0.5
+"""A loss below this multiple of that at half of the steps was on its way to nothing: of sound models stopped shortly
+before their end it was 0.08 to 0.4. Where all features were zero it was 0.79 and more: their lengths tell a little."""
+
+
 @dataclass(frozen=True)
 class Memorised:
     """How far training on one batch came."""
@@ -47,6 +58,8 @@ class Memorised:
     lowest_wer: float
     loss: float
     """At the last step, in training mode (nats per gloss)."""
+    halfway: float
+    """The same at half of the steps."""
     hypotheses: tuple[str, ...]
 
 
@@ -62,6 +75,7 @@ class Overfit:
     """How many of the sequences differ in their features."""
     parameters: int
     """Weights of the model."""
+    learning_rate: float
     most_steps: int
     test: Memorised
     control: Memorised | None
@@ -146,6 +160,7 @@ def overfit(
         frames=int(train.lengths[longest]),
         distinct=_distinct([train.features(row) for row in rows]),
         parameters=sum(p.numel() for p in model.parameters()),
+        learning_rate=config.learning_rate,
         most_steps=steps,
         test=test,
         control=control,
@@ -179,6 +194,7 @@ def _memorise(
     references = [" ".join(corpus.vocabulary.decode(corpus.train.targets[row])) for row in rows]
     targets, lengths = (torch.from_numpy(x).to(device) for x in (batch.targets, batch.target_lengths))
     lowest = float("inf")
+    losses: list[float] = []
     for step in range(1, steps + 1):
         model.train()
         log_probs, frames = forward(batch)
@@ -187,6 +203,7 @@ def _memorise(
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
+        losses.append(loss.item())
         if step % LOOK_STEPS and step < steps:
             continue
         model.eval()
@@ -195,10 +212,10 @@ def _memorise(
         hypotheses = tuple(" ".join(corpus.vocabulary.decode(each)) for each in decoded)
         wer = word_errors(references, hypotheses).wer
         lowest = min(lowest, wer)
-        on_look(step, wer, loss.item())
+        on_look(step, wer, losses[-1])
         if wer == 0:
             break
-    return Memorised(step, wer, lowest, loss.item(), hypotheses)
+    return Memorised(step, wer, lowest, losses[-1], losses[(step - 1) // 2], hypotheses)
 
 
 def findings_of(result: Overfit) -> list[Finding]:
@@ -223,6 +240,21 @@ def _blind_to_time(result: Overfit) -> list[Finding]:
     ]
 
 
+def _unfair(result: Overfit) -> list[str]:
+    """Why a failure shows no fault of model or data."""
+    test, (least, most) = result.test, FAIR_RATES
+    if result.distinct < len(result.ids):
+        return []  # equal features of different targets: no rate and no steps tell them apart
+    reasons = []
+    if not least <= result.learning_rate <= most:
+        reasons.append(f"the learning rate is {result.learning_rate:g}, and sound models pass at {least:g} to {most:g}")
+    if test.steps < FAIR_STEPS and np.isfinite(test.loss):
+        reasons.append(f"{test.steps} steps are few, as sound models need up to {FAIR_STEPS}")
+    if test.loss < FALLING * test.halfway:
+        reasons.append(f"the loss was still falling, from {test.halfway:.3f} at half of the steps")
+    return reasons
+
+
 def _outcome(result: Overfit) -> Finding:
     n, test, control = len(result.ids), result.test, result.control
     if test.wer > 0:
@@ -230,16 +262,21 @@ def _outcome(result: Overfit) -> Finding:
         if result.distinct == 1:
             same = " All have the same features."
         lost = "" if np.isfinite(test.loss) else " The loss is not finite."
+        least, most = FAIR_RATES
+        why = ", and ".join(_unfair(result))
         return Finding(
             "cannot_memorise",
             "fatal",
             test.wer,
             0.0,
             f"{n} sequences are not learned by heart in {test.steps} steps: WER {test.wer:.1%}, loss "
-            f"{test.loss:.3f} nats per gloss.{same}{lost}",
-            "It is the architecture, the features or the targets, not the learning rate of your run. Run `check`; "
+            f"{test.loss:.3f} nats per gloss.{same}{lost}" + (f" That shows no fault yet: {why}." if why else ""),
+            f"Again with a learning rate from {least:g} to {most:g} and {FAIR_STEPS} steps or more, as it is by "
+            "default; more --steps while the loss falls."
+            if why
+            else "It is the architecture, the features or the targets, not the learning rate of your run. Run `check`; "
             "try --architecture bilstm: if that passes, it is the model, if not, the data.",
-            "WER 0. If the loss was still falling, give it more --steps.",
+            "WER 0.",
         )
     assert control is not None
     if control.lowest_wer <= CONTROL_WER:

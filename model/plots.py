@@ -20,6 +20,7 @@ from model.page import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 INK, SOFT, LINE, BAND, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
 ONE, TWO, THREE = "#060606", "#070707", "#080808"
@@ -161,9 +162,8 @@ def _frequencies(curves: Curves) -> Picture:
         (ax,) = axes
         ax.plot(np.arange(1, len(curves.glosses) + 1), curves.glosses, ".", color=ONE, markersize=3)
         ax.set(xscale="log", yscale="log", xlabel="rank of the gloss", ylabel="times in train")
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_formatter("{x:g}")
-        ax.minorticks_off()
+        mark(ax.xaxis)
+        mark(ax.yaxis)
 
     return draw("Glosses", "How often train says each gloss. Those said once can hardly be learned.", paint)
 
@@ -196,10 +196,12 @@ def _detection(facts: CorpusFacts) -> Picture:
 
 
 def _normalisation(facts: CorpusFacts, curves: Curves) -> Picture:
-    varies = ~curves.constant
-    bins = np.array_split(np.flatnonzero(varies), min(_BINS, int(varies.sum())))
-    centres = [float(columns.mean()) for columns in bins]
-    edges = np.cumsum([0, *facts.modalities.values()])
+    blocks, start = [], 0  # of each modality, all of them as wide: where its bins stand, and their dimensions
+    for number, width in enumerate(facts.modalities.values()):
+        varying = start + np.flatnonzero(~curves.constant[start : start + width])
+        bins = np.array_split(varying, min(len(varying), _BINS // len(facts.modalities) + 1)) if len(varying) else []
+        blocks.append(([number + float(columns.mean() - start + 0.5) / width for columns in bins], bins))
+        start += width
 
     def paint(axes: Sequence[Axes]) -> None:
         for ax, which, limits, name in zip(
@@ -207,33 +209,22 @@ def _normalisation(facts: CorpusFacts, curves: Curves) -> Picture:
         ):
             ax.axhspan(*limits, color=BAND)
             for (split, both), colour in zip(curves.entering.items(), SERIES, strict=False):
-                low, high = ([f(both[which][columns]) for columns in bins] for f in (np.min, np.max))
-                ax.fill_between(centres, low, high, color=colour, alpha=0.35, linewidth=0)
-                ax.plot(
-                    centres,
-                    [np.median(both[which][columns]) for columns in bins],
-                    color=colour,
-                    linewidth=1,
-                    label=split,
-                )
-            for edge in edges[1:-1]:
+                for number, (centres, bins) in enumerate(blocks):
+                    low, middle, high = ([f(both[which][b]) for b in bins] for f in (np.min, np.median, np.max))
+                    ax.fill_between(centres, low, high, color=colour, alpha=0.35, linewidth=0)
+                    ax.plot(centres, middle, color=colour, linewidth=1, label=None if number else split)
+            for edge in range(1, len(blocks)):
                 ax.axvline(edge, color=LINE, linewidth=0.8)
             ax.set_ylabel(name)
-            ax.set_xlim(0, facts.width)
+            ax.set_xlim(0, len(blocks))
         axes[0].set_yscale("symlog", linthresh=1)
         axes[1].set_yscale("log")
         axes[0].set_xticks([])
         _legend(axes[0])
-        names = [
-            (n, (a + b) / 2)
-            for n, a, b in zip(facts.modalities, edges[:-1], edges[1:], strict=True)
-            if b - a > 0.05 * facts.width
-        ]
-        axes[1].set_xticks([at for _, at in names], [n for n, _ in names])
+        axes[1].set_xticks([number + 0.5 for number in range(len(blocks))], [*facts.modalities])
         axes[1].tick_params(axis="x", length=0)
         for ax in axes:
-            ax.yaxis.set_major_formatter("{x:g}")
-            ax.minorticks_off()
+            mark(ax.yaxis)
 
     return draw(
         "Normalisation",
@@ -242,6 +233,28 @@ def _normalisation(facts: CorpusFacts, curves: Curves) -> Picture:
         paint,
         rows=2,
     )
+
+
+def mark(axis: Axis) -> None:
+    """Ticks at round numbers on an axis with a log or symlog scale, once all is drawn.
+
+    Powers of ten where there are enough of them in sight, else 2 and 5 times these as well, else even steps.
+    """
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    low, high = sorted(map(float, axis.get_view_interval()))
+    powers = [10.0**k for k in range(-9 if axis.get_scale() == "log" else 0, 10)]
+    for steps in ((1,), (1, 2, 5)):
+        sizes = [step * power for power in powers for step in steps]
+        ticks = [tick for tick in (*(-size for size in sizes), 0.0, *sizes) if low <= tick <= high]
+        if len(ticks) > 2:
+            break
+    else:
+        ticks = [
+            float(tick) for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high
+        ]
+    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_minor_locator(NullLocator())
 
 
 def _losses(floors: Floors) -> list[float]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from model.diagnosis import takeoff_epoch
 from model.floors import Floors
 from model.page import Picture
-from model.plots import INK, ONE, SOFT, TWO, draw
+from model.plots import INK, ONE, SOFT, TWO, draw, mark
 from model.symptoms import USED_T, measured
 from model.types import EpochReport
 
@@ -61,8 +61,7 @@ def _loss(reports: Sequence[EpochReport], floors: Floors) -> Picture:
                 _level(ax, value, name)
         if all(value > 0 for key in ("train/loss", "dev/loss") for value in _points(reports, key)[1]):
             ax.set_yscale("log")
-            ax.yaxis.set_major_formatter("{x:g}")
-            ax.yaxis.set_minor_formatter("")
+            mark(ax.yaxis)
         ax.set_ylabel("nats per gloss")
 
     return draw(
@@ -94,8 +93,8 @@ def _gaps(reports: Sequence[EpochReport]) -> Picture:
         (ax,) = axes
         _curves(ax, reports, ("probe/swap_t", "probe/permuted_t"))
         ax.set_yscale("symlog", linthresh=USED_T)
-        ax.yaxis.set_major_formatter("{x:g}")
         _level(ax, USED_T, f"{USED_T:g}")
+        mark(ax.yaxis)
         ax.set_ylabel("paired t")
 
     return draw(

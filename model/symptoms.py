@@ -639,3 +639,17 @@ SYMPTOMS: tuple[Symptom, ...] = (
     clipped,
 )
 """All of them; what explains most stands first within a severity."""
+
+OF_TRAINING = frozenset(
+    {
+        "diverged",
+        "skipped_steps",
+        "infeasible_targets",
+        "step_throttled",
+        "learning_rate_too_low",
+        "overfitting",
+        "scheduler_never_acts",
+        "clipped",
+    }
+)
+"""Codes that say how a run was trained; the others say what its weights answer, on whatever split they are asked."""

@@ -119,6 +119,31 @@ def changed(loss: float, last: EpochReport) -> Finding | None:
     )
 
 
+def other_loss(given: float, reports: Sequence[EpochReport]) -> Finding | None:
+    """Whether a train loss that the user names is the one that the last epoch of these weights logged.
+
+    Args:
+        given: nats per gloss.
+    """
+    logged = [(report.epoch, loss) for report in reports if isfinite(loss := report.metrics.get("train/loss", nan))]
+    if not logged or abs(given - logged[-1][1]) <= SAME_LOSS * logged[-1][1]:
+        return None
+    epoch, last = logged[-1]
+    near = [of for of, loss in logged if abs(given - loss) <= SAME_LOSS * loss]
+    return Finding(
+        "other_loss",
+        "warning",
+        given,
+        last,
+        f"The train loss of {given:g} that was given is not of these weights: epoch {epoch} of their run logged "
+        f"{last:.3f}. " + (f"It is about that of epoch {near[-1]}." if near else "No epoch of their run logged it."),
+        "Name the checkpoint of that epoch, or of the run whose log this is; the run here is judged by its own log."
+        if near
+        else "Name the checkpoint of the run whose log this is; the run here is judged by its own log.",
+        f"A logged train loss within {SAME_LOSS:.0%} of the one given.",
+    )
+
+
 def not_finite(found: Evaluation) -> Finding | None:
     if found.finite:
         return None

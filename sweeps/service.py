@@ -83,7 +83,7 @@ def prepare(
             generated = generate(spec.corpus.generated, home.corpora, progress)
         config = spec.corpus.config(generated)
         corpus = load_corpus(config, cache=home.scans, progress=progress)
-        for values in ({}, *spec.first_trials.values()):
+        for values in () if force else ({}, *spec.first_trials.values()):
             check_fit(corpus.train, values.get("output_stride", spec.trainer.output_stride))
     except CorpusError as error:
         raise SpecError(str(error)) from error

@@ -26,7 +26,6 @@ def add(commands: Commands) -> None:
         description="Read a corpus from end to end and say what is wrong with it, worst first, and what it holds. A "
         "packed corpus needs no reading. Nothing is written but the page that --html asks for. Exit code 1 if "
         "training on it is impossible or pointless.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_corpus_options(check, positional=True)
     check.add_argument(

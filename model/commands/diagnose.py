@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ def add(commands: Commands) -> None:
         help="load a checkpoint and say what is wrong with it",
         description="Load these weights, evaluate them on a split and say what they do, what their run did, and what "
         "would change that. Exit code 1 on a fatal finding.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     diagnose.add_argument(
         "checkpoint", metavar="CHECKPOINT", type=Path, help="a .pt file, or the folder of a run: its last.pt"
@@ -52,6 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.html is not None and not arguments.html.resolve().parent.is_dir():
         raise ValueError(f"--html {arguments.html}: there is no folder {arguments.html.parent}; make it first")
+    if arguments.log_loss is not None and not 0 <= arguments.log_loss < inf:
+        raise ValueError(
+            f"--log_loss {arguments.log_loss}: a CTC loss is a number of 0 or more; give the one of your log"
+        )
     milestones = parse(arguments.milestones)  # not by argparse, which would hide why it is refused
     path, why = find_checkpoint(arguments.checkpoint)
     checkpoint = read_for_diagnosis(path)

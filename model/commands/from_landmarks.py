@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 MOST_FAULTS = 20
-"""More faults than this are counted but not printed: they are the same fault by then."""
+"""More faults or warnings than this are counted but not printed: they are the same one by then."""
 
 
 def add(commands: Commands) -> None:
@@ -36,37 +36,50 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder the features go to")
     parser.add_argument("--force", action="store_true", help="replace files of OUT that say something else")
-    parser.add_argument("--json", action="store_true", help="the last line on stdout is the result as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; all else goes to stderr")
     parser.set_defaults(run=run, goes_on=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    out = sys.stderr if arguments.json else sys.stdout
     files = _inputs(arguments.inputs, arguments.out)
     arguments.out.mkdir(parents=True, exist_ok=True)
     progress = progress_lines()
     sequences: list[dict[str, Any]] = []
     faults: list[str] = []
+    warnings: list[str] = []
+
+    def say(kind: str, said: list[str], text: str) -> None:
+        said.append(text)
+        if len(said) <= MOST_FAULTS:
+            print(f"{kind}: {text}", file=sys.stderr, flush=True)
+
     for done, file in enumerate(files, start=1):
         try:
             sequences.append(_convert(file, arguments.out / file.name, arguments.force))
+            if not any(sequences[-1]["detected"].values()):
+                text = f"{file}: no landmark is detected in any frame; its features are zeros, so extract it again"
+                say("warning", warnings, text)
         except ValueError as error:
-            faults.append(str(error))
-            if len(faults) <= MOST_FAULTS:
-                print(f"error: {error}", file=sys.stderr, flush=True)
+            say("error", faults, str(error))
         progress("landmarks", done, len(files))
     written = sum(s["outcome"] == "written" for s in sequences)
     frames = sum(s["frames"] for s in sequences)
     shares = {name: sum(s["detected"][name] for s in sequences) / max(frames, 1) for name in PARTS}
     print(
         f"{arguments.out}: {written} sequences written, {len(sequences) - written} were there already, "
-        f"{len(faults)} faults; {frames} frames"
+        f"{len(faults)} faults, {len(warnings)} warnings; {frames} frames",
+        file=out,
     )
     if frames:
-        print(f"detected: {', '.join(f'{name} in {share:.1%}' for name, share in shares.items())} of the frames")
+        print(
+            f"detected: {', '.join(f'{name} in {share:.1%}' for name, share in shares.items())} of the frames", file=out
+        )
     if sequences and not all(s["confidence"] for s in sequences):
-        print("not all files hold a confidence; there, landmarks of zeros or NaN are the ones not detected")
+        print("not all files hold a confidence; there, landmarks of zeros or NaN are the ones not detected", file=out)
     if arguments.json:
-        print(json.dumps({"out": str(arguments.out), "sequences": sequences, "detected": shares, "faults": faults}))
+        result = {"out": str(arguments.out), "sequences": sequences, "detected": shares}
+        print(json.dumps({**result, "faults": faults, "warnings": warnings}))
     return 2 if faults else 0
 
 
@@ -102,16 +115,20 @@ def _convert(file: Path, target: Path, force: bool) -> dict[str, Any]:
     """
     try:
         with open_npz(file) as stored:
-            if "landmarks" not in stored:
-                raise ValueError(
-                    f"has no array 'landmarks' (it has {', '.join(stored) or 'none'}); "
-                    "save it with np.savez(file, landmarks=..., confidence=...)"
-                )
-            confidence = stored.get("confidence")
-            features, masks = from_holistic(stored["landmarks"], confidence)
+            names = ", ".join(stored) or "none"
+            landmarks, confidence = stored.get("landmarks"), stored.get("confidence")
     except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{file}: {reason}") from error
+        raise ValueError(f"{file}: cannot be read as npz ({reason}); write it again, or leave it out") from error
+    if landmarks is None:
+        raise ValueError(
+            f"{file}: has no array 'landmarks' (it has {names}); save it with np.savez(file, landmarks=..., "
+            "confidence=...)"
+        )
+    try:
+        features, masks = from_holistic(landmarks, confidence)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     outcome: Literal["written", "unchanged"] = "written"
     if target.exists():
         if _same(target, features, masks):

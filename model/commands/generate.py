@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 import time
 import typing
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,13 +57,16 @@ def add(commands: Commands) -> None:
             choices=choices,
             help=f"{field.description} (default: {field.default})",
         )
+    generate.add_argument(
+        "--json", action="store_true", default=False, help="print one JSON object; all else goes to stderr"
+    )
     generate.set_defaults(run=run, goes_on=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
     config = GeneratedConfig.model_validate({k: v for k, v in given.items() if k in GeneratedConfig.model_fields})
-    began = time.monotonic()
+    began, there = time.monotonic(), len(_sequences(arguments.out))
     if "like" not in given:
         for name in _WITH_LIKE:
             if name in given:
@@ -80,5 +86,20 @@ def run(arguments: argparse.Namespace) -> int:
             limit=given.get("limit"),
             progress=progress_lines(),
         )
-    print(f"{where}: written in {time.monotonic() - began:.0f} s")
+    files = _sequences(arguments.out)
+    size = sum(file.stat().st_size for file in files)
+    how = f"{len(files) - there} of them written in {time.monotonic() - began:.0f} s" if len(files) > there else ""
+    print(
+        f"{where}: {len(files)} sequences, {size / 1e6:.1f} MB; {how or 'all of them were there already'}",
+        file=sys.stderr if arguments.json else sys.stdout,
+    )
+    if arguments.json:
+        splits = Counter(file.parent.name for file in files)
+        written = len(files) - there
+        print(json.dumps({"path": str(where), "sequences": splits, "written": written, "bytes": size}))
     return 0
+
+
+def _sequences(out: Path) -> list[Path]:
+    """Those of the generated corpus there; none where something else may lie."""
+    return list(out.rglob("*.npz")) if (out / "generated.json").is_file() else []

@@ -17,15 +17,31 @@ def flags(name: str) -> list[str]:
     return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])) + ALIASES.get(name, [])
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Ends the help of an option in its default, where that is a value and its help does not say it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        said = "(default:" in text or action.default in (None, argparse.SUPPRESS) or action.default is False
+        return text if said else f"{text} (default: %(default)s)"
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Reports a bad option in one line: argparse would print all forty options above it."""
+
+    def __init__(self, *args: typing.Any, **options: typing.Any) -> None:
+        super().__init__(*args, **{"formatter_class": HelpFormatter, **options})
 
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"error: {message}; {self.prog} --help lists the options\n")
 
 
-def add_corpus_options(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
-    """Where the corpus lies and how it is read: `--data_dir`, or the first argument."""
+def add_corpus_options(parser: argparse.ArgumentParser, *, positional: bool = False, normalise: bool = True) -> None:
+    """Where the corpus lies and how it is read: `--data_dir`, or the first argument.
+
+    Args:
+        normalise: with `--no_normalise`; a command that looks at no normalised feature goes without.
+    """
     group = parser.add_argument_group("corpus")
     where = "folder with features/ and annotations/, or with train/ dev/ test/, or a packed corpus"
     if positional:
@@ -33,16 +49,19 @@ def add_corpus_options(parser: argparse.ArgumentParser, *, positional: bool = Fa
     else:
         group.add_argument(*flags("data_dir"), type=Path, required=True, default=argparse.SUPPRESS, help=where)
     group.add_argument("--annotations", type=Path, help="folder with the annotation CSVs, where not found beside it")
-    group.add_argument("--vocabulary", type=Path, help="vocabulary file, a gloss a line, blank first; else from train")
+    group.add_argument(
+        "--vocabulary", type=Path, help="vocabulary file, a gloss a line, blank first (default: built from train)"
+    )
     group.add_argument(
         "--filter", help="named filter of the annotations: none, phoenix-si5 (default: a packed corpus' own, else none)"
     )
     group.add_argument("--modalities", metavar="NAME=WIDTH,...", help="split of the feature vector, in order")
-    group.add_argument(
-        *flags("no_normalise"),
-        action="store_true",
-        help="features enter the model as stored, not zero-mean, unit-variance",
-    )
+    if normalise:
+        group.add_argument(
+            *flags("no_normalise"),
+            action="store_true",
+            help="features enter the model as stored, not zero-mean, unit-variance",
+        )
 
 
 def corpus_config(arguments: argparse.Namespace) -> CorpusConfig:
@@ -64,5 +83,5 @@ def corpus_config(arguments: argparse.Namespace) -> CorpusConfig:
         vocabulary=arguments.vocabulary,
         filter=arguments.filter,
         modalities=modalities,
-        normalise=not arguments.no_normalise,
+        normalise=not getattr(arguments, "no_normalise", False),
     )

@@ -46,7 +46,6 @@ def add(commands: Commands) -> None:
         description="Train on a few sequences until there is no word error: without dropout, warm-up and schedule. "
         "Then a control, with one input for all of them, must fail. A model that cannot do this has a fault that no "
         "learning rate cures. Exit code 1 if it fails.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_corpus_options(overfit)
     overfit.add_argument("--sequences", type=int, default=SEQUENCES, help="sequences of train to learn by heart")

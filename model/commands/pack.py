@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
         description="Pack a corpus folder into OUT, a folder with one memory-mapped file of features, which every "
         "command takes for the corpus. Stopped, it goes on where it was when run again.",
     )
-    add_corpus_options(parser, positional=True)
+    add_corpus_options(parser, positional=True, normalise=False)
     parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help="folder of the packed corpus, not yet there")
     parser.add_argument(
         "--dtype",
@@ -46,22 +46,21 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="CORPUS is a packed corpus: read all of it, hold it against its digests"
     )
-    parser.add_argument("--json", action="store_true", help="the last line on stdout is the result as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; all else goes to stderr")
     parser.set_defaults(run=run, goes_on=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    out = sys.stderr if arguments.json else sys.stdout
     if arguments.verify:
         if arguments.out is not None:
             raise ValueError(f"--verify takes one packed corpus, so leave {arguments.out} out")
         packed = verify(arguments.data_dir, progress_lines())
         result = _result(packed, load_corpus(CorpusConfig(path=packed.path)))
-        print(f"{arguments.data_dir}: all {_size(result)} are what was packed")
+        print(f"{arguments.data_dir}: all {_size(result)} are what was packed", file=out)
     else:
         if arguments.out is None:
             raise ValueError("name OUT, the folder of the packed corpus, or --verify to read one again")
-        if arguments.no_normalise:
-            raise ValueError("--no_normalise: features are packed as they are stored; give it to train or check")
         packed = pack(
             corpus_config(arguments),
             arguments.out,
@@ -74,10 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
         corpus = load_corpus(CorpusConfig(path=packed.path))  # shows that it loads, with every rule of corpora
         result = _result(packed, corpus)
         for note in corpus.notes:
-            print(f"corpus: {note}")
-        print(f"{arguments.out}: {_size(result)}; {_how(packed)}")
+            print(f"corpus: {note}", file=out)
+        print(f"{arguments.out}: {_size(result)}; {_how(packed)}", file=out)
         if result["dropped"]:
-            print(f"dropped, constant over train: {', '.join(result['dropped'].values())}")
+            print(f"dropped, constant over train: {', '.join(result['dropped'].values())}", file=out)
     if arguments.json:
         print(json.dumps(result))
     return 0

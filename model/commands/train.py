@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import typing
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -25,7 +27,6 @@ def add(commands: Commands) -> None:
         "train",
         help="train one run into one folder",
         description="Train one run. Run again with the same options, a run that was stopped goes on where it was.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_corpus_options(train)
     train.add_argument(
@@ -37,7 +38,7 @@ def add(commands: Commands) -> None:
         help="WERs hoped for, shown as met or missed: EPOCH:WER,...; none: none",
     )
     train.add_argument("--force", action="store_true", help="train on a corpus in which `check` finds a fatal fault")
-    train.add_argument("--json", action="store_true", help="the last line on stdout is the result as one JSON object")
+    train.add_argument("--json", action="store_true", help="print one JSON object, the result; all else goes to stderr")
     add_training_options(train)
     train.set_defaults(run=run, goes_on=True)
 
@@ -75,11 +76,14 @@ def run(arguments: argparse.Namespace) -> int:
     from model.checkpoint import read_latest
     from model.corpus.check import check_corpus
     from model.corpus.data import fit_note, load_corpus
-    from model.train import run_files, train
+    from model.diagnosis import counted
+    from model.train import check_output, run_files, train
 
     config = training_config(arguments)
     hoped = milestones.parse(arguments.milestones)
     source = corpus_config(arguments)
+    check_output(arguments.output_dir)  # before a pass of minutes
+    say = partial(print, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     with TemporaryDirectory() as scan:  # one pass over the files for both
         corpus = load_corpus(source, cache=Path(scan), progress=progress_lines())
         report = check_corpus(source, config.output_stride, cache=Path(scan))
@@ -88,34 +92,41 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("\n".join([*faults, "nothing was trained; --force trains on it all the same"]))
     short = (fit_note(split, config.output_stride) for split in (corpus.train, corpus.dev))
     for note in (*corpus.notes, *filter(None, short)):
-        print(f"corpus: {note}", flush=True)
+        say(f"corpus: {note}")
     try:
-        result = train(config, corpus, arguments.output_dir, print_epoch, milestones=hoped)
+        result = train(
+            config,
+            corpus,
+            arguments.output_dir,
+            lambda epoch, phase: say(epoch_line(epoch, phase)),
+            milestones=hoped,
+            known=report.fatal,
+        )
     except torch.OutOfMemoryError as error:
         first = str(error).splitlines()[0]
         raise ValueError(
             f"{first} Lower --batch_size or --eval_batch_size; the run goes on from its last epoch"
         ) from error
-    print(f"{result['sentence']} Ended by {result['ended']} after {result['epochs']} epochs.")
+    say(f"{result['sentence']} Ended by {result['ended']} after {counted(result['epochs'], 'epoch')}.")
     saved = read_latest(run_files(arguments.output_dir))
     assert saved is not None
     standings = milestones.met(hoped, [r.wer for r in saved.reports], result["epochs"])
     for line in milestones.lines(standings):
-        print(f"  {line}")
+        say(f"  {line}")
     for finding in result["findings"]:
         if finding["severity"] != "info":
-            print(f"  {finding['severity']}: {finding['code']}: {finding['evidence']} {finding['advice']}")
-    print(f"Files in {arguments.output_dir}. `python -m model diagnose` looks closer.")
+            say(f"  {finding['severity']}: {finding['code']}: {finding['evidence']} {finding['advice']}")
+    say(f"Files in {arguments.output_dir}. `python -m model diagnose` looks closer.")
     if arguments.json:
         print(json.dumps(result))
     return 0
 
 
-def print_epoch(report: EpochReport, phase: str) -> None:
+def epoch_line(report: EpochReport, phase: str) -> str:
+    """An epoch for a person."""
     m = report.metrics
-    print(
+    return (
         f"epoch {report.epoch:3}  {phase:8}  loss {m['train/loss']:6.3f} dev {m['dev/loss']:6.3f}  "
         f"WER {m['dev/wer']:6.1%} (S {m['dev/sub']:.1%} D {m['dev/del']:.1%} I {m['dev/ins']:.1%})  "
-        f"spread {m['spread/time']:.3f}  lr {m['optim/lr']:.2e}  {report.seconds:.1f} s",
-        flush=True,
+        f"spread {m['spread/time']:.3f}  lr {m['optim/lr']:.2e}  {report.seconds:.1f} s"
     )

@@ -132,6 +132,11 @@ class Listing:
         """Ids without features."""
         return [row.id for row in self.rows if row.id not in self.files]
 
+    @property
+    def npy(self) -> list[str]:
+        """Those of them that lie there as ID.npy, which is not read."""
+        return [name for name in self.missing if (self.place / f"{name}.npy").is_file()]
+
 
 def list_split(name: str, folder: Path, annotations: Path) -> Listing | None:
     """The sentences of a split and their npz files in `folder`/`name`; None where there is no test split.
@@ -172,9 +177,13 @@ def check_coverage(listing: Listing) -> None:
     """
     missing, n = listing.missing, len(listing.rows)
     if len(missing) > MISSING_SHARE * n:
+        way_out = "extract them or delete their lines"
+        if npy := listing.npy:
+            files = some([f"{name}.npy" for name in npy])
+            way_out = f"save {files}, which are not read, again with np.savez(ID.npz, features=...)"
         raise CorpusError(
             f"{listing.place}: {len(missing)} of {n} ids of {listing.csv.name} have no features ({some(missing)}); at "
-            f"most {MISSING_SHARE:.0%} may be missing, so extract them or delete their lines"
+            f"most {MISSING_SHARE:.0%} may be missing, so {way_out}"
         )
 
 

@@ -140,7 +140,9 @@ def check_corpus(
         sentences[s.name] = taking_part(s.name, s.rows, words[s.name], frames, vocabulary)
         splits[s.name] = SplitFacts(
             sentences=sentence_facts(s.rows, words[s.name], vocabulary),
-            recordings=recording_facts(s.rows, words[s.name], s.unannotated, files, scan.width, _parts(source, scan)),
+            recordings=recording_facts(
+                s.rows, words[s.name], s.npy, s.unannotated, files, scan.width, _parts(source, scan)
+            ),
             fit=fit_facts(sentences[s.name], stride),
             entering=entering_facts(*entering[s.name], constant, modalities) if s.name in entering else None,
         )
@@ -174,8 +176,8 @@ REFUSED: dict[str, tuple[str, str]] = {
         "A folder with train/ below it and a train*.csv beside it.",
     ),
     "bad_annotation": (
-        "Mend the CSV; its other lines were not looked at.",
-        "Text in UTF-8 parted by |, with the columns id and annotation, and an id once.",
+        "Mend or write it; nothing else of this split was looked at.",
+        "One CSV a split: text in UTF-8 parted by |, with the columns id and annotation, and an id once.",
     ),
     "bad_vocabulary": (
         "Mend the file, or leave the vocabulary out: here it was built from train.",

@@ -59,7 +59,7 @@ class SentenceFacts:
     """Ids of those that name the blank as if it were a word."""
     words: int
     out_of_vocabulary: int
-    """Words, each time it is said."""
+    """Words, each time it is said; names of the blank do not count."""
     strangers: list[str]
     """The words out of the vocabulary, once each."""
     spelling: dict[str, str]
@@ -118,6 +118,8 @@ class RecordingFacts:
     """Lines of the CSV that have one."""
     missing: list[str]
     """Ids of those that have none."""
+    npy: list[str]
+    """Those of them that have an ID.npy, which is not read."""
     unannotated: list[str]
     """Recordings that no line of the CSV names."""
     unreadable: dict[str, str]
@@ -151,6 +153,8 @@ class EnteringFacts:
     std: Quantiles
     modalities: dict[str, float]
     """`within` of each modality."""
+    sizes: dict[str, float]
+    """Root mean square of a dimension, the median of each modality: 1 where train is normalised by itself."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,7 @@ def sentence_facts(rows: Sequence[Row], words: Sequence[Sequence[str]], vocabula
         words: what the filter leaves of each.
     """
     targets = [vocabulary.encode(sentence) for sentence in words]
-    strangers = [word for sentence in words for word in vocabulary.oov(sentence)]
+    strangers = [word for sentence in words for word in vocabulary.oov(sentence) if not is_blank(word)]
     once = list(dict.fromkeys(strangers))
     glosses = {_plain(gloss): gloss for gloss in vocabulary.glosses[1:]}
     return SentenceFacts(
@@ -307,6 +311,7 @@ def fit_facts(sentences: Sentences, stride: int) -> FitFacts | None:
 def recording_facts(
     rows: Sequence[Row],
     words: Sequence[Sequence[str]],
+    npy: Sequence[str],
     unannotated: Sequence[str],
     files: Mapping[str, FileScan],
     width: int,
@@ -330,6 +335,7 @@ def recording_facts(
     return RecordingFacts(
         found=len(files),
         missing=[row.id for row in rows if row.id not in files],
+        npy=list(npy),
         unannotated=list(unannotated),
         unreadable={i: file.fault for i, file in files.items() if file.fault and not file.width},
         not_finite={i: file.not_finite for i, file in files.items() if file.not_finite},
@@ -386,17 +392,20 @@ def entering_facts(
     if constant.all():
         return None
     within = (np.abs(mean) <= MEAN_LIMIT) & (std >= STD_LIMITS[0]) & (std <= STD_LIMITS[1])
-    shares, start = {}, 0
+    shares, sizes, start = {}, {}, 0
     for modality in modalities:
         block = slice(start, start + modality.width)
         if not constant[block].all():
-            shares[modality.name] = float(within[block][~constant[block]].mean())
+            varies = ~constant[block]
+            shares[modality.name] = float(within[block][varies].mean())
+            sizes[modality.name] = float(np.median(np.hypot(mean[block], std[block])[varies]))
         start += modality.width
     return EnteringFacts(
         within=float(within[~constant].mean()),
         mean=quantiles(mean[~constant]),
         std=quantiles(std[~constant]),
         modalities=shares,
+        sizes=sizes,
     )
 
 

@@ -37,6 +37,7 @@ UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.Bad
 """What reading an npz that is torn, encrypted (RuntimeError) or packed in an unknown way may raise."""
 
 _WAY_OUT = "write it again, or delete it and its line in the CSV"
+_ZIP, _NPY = (b"PK\x03\x04", b"PK\x05\x06"), b"\x93NUMPY"  # how files begin
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,12 @@ def open_npz(file: Path) -> Iterator[np.lib.npyio.NpzFile]:
         one of UNREADABLE: here, or where an array is read.
     """
     with file.open("rb") as opened:  # np.load leaves a broken file open
+        start = opened.read(6)
+        if not start.startswith(_ZIP):  # np.load would take it for a pickle, and say how to load one
+            raise ValueError("it holds one bare array" if start == _NPY else "it does not begin as one")
+        opened.seek(0)
         stored = np.load(opened, allow_pickle=False)
-        if not isinstance(stored, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one bare array")
+        assert isinstance(stored, np.lib.npyio.NpzFile)
         yield stored
 
 

@@ -78,8 +78,10 @@ class _Job:
     scan: Scan | None
     """Of the source, where constant dimensions are to be dropped."""
     first: Recording
+    recipe: str
+    """Of the annotations and the options."""
     key: str
-    """Of the source as it is now, and the options."""
+    """Of the recipe and the source files as they are now."""
     stamps: Stamps
     """Size and time of every file when packing began."""
     progress: Progress | None
@@ -174,13 +176,13 @@ def pack(
             "so leave derive at auto"
         )
     stamps = _stamps(source)
-    key = content_hash(
+    recipe = content_hash(
         _VERSION,
         [dtype, derive, drop_constant, annotation.filter, annotation.vocabulary.hash, config.modalities],
         [[list(row) for row in listing.rows] for listing in source.listings],
-        stamps,
     )
-    if not _is_free(out, config.path, source, key):
+    key = content_hash(recipe, stamps)
+    if not _is_free(out, config.path, source, recipe, key):
         say(f"{out} is packed from this corpus already, with these options.")
         return open_packed(out)
 
@@ -193,7 +195,7 @@ def pack(
         with _locked(part / _LOCK):
             if not _is_whole(part, key):
                 scan = source.scan(part, progress) if drop_constant else None
-                job = _Job(source, part, dtype, derive, scan, first, key, stamps, progress, say)
+                job = _Job(source, part, dtype, derive, scan, first, recipe, key, stamps, progress, say)
                 state = _pack_recordings(job)
                 _finish(job, state, annotation.filter, annotation.vocabulary, config.modalities)
         (part / _LOCK).unlink(missing_ok=True)
@@ -212,8 +214,10 @@ def verify(path: Path, progress: Progress | None = None) -> Packed:
     """Read all of a pack and hold it against the digests in it.
 
     Raises:
-        CorpusError: something is not as it was packed; says what.
+        CorpusError: it is no pack, or something is not as it was packed; says what.
     """
+    if path.is_dir() and not is_packed(path):
+        raise CorpusError(f"{path}: is not packed, so there is nothing to hold it against; name a packed corpus")
     packed = open_packed(path)
     items = [(split, name) for split, files in packed.stored.files.items() for name in files]
     done = dict.fromkeys(packed.stored.files, 0)
@@ -236,15 +240,21 @@ def verify(path: Path, progress: Progress | None = None) -> Packed:
     return packed
 
 
-def _is_free(out: Path, corpus: Path, source: Folder, key: str) -> bool:
+def _is_free(out: Path, corpus: Path, source: Folder, recipe: str, key: str) -> bool:
     """Whether `out` can be written; false where it holds this very pack."""
     place = out.resolve()
     for taken in (corpus.resolve(), source.path):
         if place.is_relative_to(taken) or taken.is_relative_to(place):
             raise CorpusError(f"{out}: lies in the corpus {corpus}, or around it; choose a place beside it")
     if is_packed(out):
-        if read_manifest(out).source == key:
+        manifest = read_manifest(out)
+        if manifest.source == key:
             return False
+        if manifest.recipe == recipe:
+            raise CorpusError(
+                f"{out}: is packed from these sentences with these options, but a file of {source.path} has changed "
+                "since, in size or time; delete it to pack anew, or choose another place"
+            )
         raise CorpusError(f"{out}: holds another pack, or one of other options; delete it, or choose another place")
     if out.exists() and not _is_empty(out):
         raise CorpusError(f"{out}: is there already and is no packed corpus; choose another place")
@@ -562,6 +572,7 @@ def _finish(
         unannotated={listing.name: listing.unannotated for listing in job.source.listings},
         lost=_loss(plan.dtype, *state.rounding),
         source=job.key,
+        recipe=job.recipe,
         source_digests={} if state.source_digests == given else state.source_digests,
         files={name: _described(part / name, hashed=name != FEATURES) for name in names},
     )

@@ -71,6 +71,8 @@ class Manifest(BaseModel):
     """What a lossy dtype has cost, in one sentence."""
     source: str
     """What the pack was made from and how: of two packs with the same, one is superfluous."""
+    recipe: str = ""
+    """The same, but for sizes and times of the source files."""
     source_digests: dict[str, dict[str, str]]
     """Of the recordings in the source, by split and id, where they are others than the pack's."""
     files: dict[str, Stored]

@@ -117,8 +117,10 @@ class Scan:
 
     @property
     def width(self) -> int:
-        """Columns of the features; 0 where no recording could be read."""
-        return next((file.width for files in self.files.values() for file in files.values() if not file.fault), 0)
+        """Columns of the features: of the first recording without a fault, else of the first whose width is known; 0
+        where no recording could be read."""
+        files = [file for of in self.files.values() for file in of.values()]
+        return next((file.width for file in sorted(files, key=lambda file: file.fault is not None) if file.width), 0)
 
     @property
     def digest(self) -> str:

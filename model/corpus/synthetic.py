@@ -125,7 +125,7 @@ def claim(folder: Path, identity: str) -> None:
             raise ValueError(f"{manifest}: does not say what was generated here; name another folder") from error
         if differing:
             raise ValueError(
-                f"{folder}: holds a corpus that was generated with another {', '.join(differing)}; "
+                f"{folder}: holds a corpus that was generated with other options ({', '.join(differing)}); "
                 "delete it or name another folder"
             )
         return

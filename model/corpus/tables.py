@@ -37,6 +37,7 @@ def corpus(facts: CorpusFacts) -> Table:
 
 def splits(facts: CorpusFacts) -> Table:
     """A column a split."""
+    known = facts.vocabulary.classes > 1
 
     def rows_of(split: SplitFacts) -> Iterator[tuple[str, str]]:
         said, recorded, fit = split.sentences, split.recordings, split.fit
@@ -47,8 +48,12 @@ def splits(facts: CorpusFacts) -> Table:
         yield f"too short at stride {facts.stride}", f"{len(fit.infeasible)}" if fit else ""
         yield "signers", f"{len(said.signers)}" if [*said.signers] != ["unknown"] else "unknown"
         yield "words", f"{said.words}"
-        yield "out of the vocabulary", f"{said.out_of_vocabulary} ({said.out_of_vocabulary / max(said.words, 1):.2%})"
-        yield "unchanged by encoding and decoding", f"{said.whole} of {said.annotated - len(said.empty)}"
+        strangers = f"{said.out_of_vocabulary} ({said.out_of_vocabulary / max(said.words, 1):.2%})"
+        yield "out of the vocabulary", strangers if known else ""
+        yield (
+            "unchanged by encoding and decoding",
+            f"{said.whole} of {said.annotated - len(said.empty)}" if known else "",
+        )
         yield "adjacent repeats", f"{said.repeats}"
         yield "glosses (5 %, median, 95 %, most)", _spread(said.glosses, ("p5", "p50", "p95", "max"))
         yield "frames (least, 5 %, median, 95 %, most)", _spread(fit.frames if fit else None)

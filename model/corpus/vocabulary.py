@@ -18,9 +18,13 @@ BLANK_NAMES = (BLANK, "<blk>", "blank", "-")
 _SI5_MARKERS = ("__", "loc-", "cl-", "lh-", "rh-", "IX", "WG", "$GEST", "PLUSPLUS", "POS")
 
 
+def _is_si5_marker(word: str) -> bool:
+    return any(marker in word for marker in _SI5_MARKERS)
+
+
 def _keep_si5(word: str) -> bool:
     letter = len(word) == 1 and word.isalpha()
-    return not letter and not any(marker in word for marker in _SI5_MARKERS)
+    return not letter and not _is_si5_marker(word)
 
 
 FILTERS: Mapping[str, Callable[[str], bool]] = {"none": lambda word: True, "phoenix-si5": _keep_si5}
@@ -28,6 +32,9 @@ FILTERS: Mapping[str, Callable[[str], bool]] = {"none": lambda word: True, "phoe
 
 `phoenix-si5` drops PHOENIX's markers (by substring) and spelt single letters: 973 classes on train.SI5.
 """
+
+MARKERS: Mapping[str, Callable[[str], bool]] = {"phoenix-si5": _is_si5_marker}
+"""By filter: which words only an annotation made for it has. Single letters are words elsewhere."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from model.corpus.facts import CorpusFacts, fit_facts, sentence_facts, taking_pa
 from model.corpus.landmarks import STILL_WIDTH, with_motion
 from model.corpus.pack import pack
 from model.corpus.synthetic import GeneratedConfig, generate
+from model.corpus.tables import splits
 from model.corpus.vocabulary import FILTERS, Vocabulary
 from model.findings import Finding
 from tests.corpora import SHARED, write_corpus, write_csv, write_sequence
@@ -299,6 +300,13 @@ CASES = (
         "shifted", "info", lambda f: change(f, "dev", range(DEV), lambda x: x + np.r_[2.0, [0] * 5]), "dev: 83%", 5 / 6
     ),
     Case("shifted", "warning", lambda f: change(f, "dev", range(DEV), lambda x: 1000 * x), "never shows Signer9", 0.0),
+    Case(
+        "shifted",
+        "warning",
+        lambda f: change(f, "dev", range(DEV), lambda x: x + np.r_[np.zeros(99), np.full(126, 40.0)]),
+        "dev: 44% of the dimensions enter the model with",
+        width=225,
+    ),
     Case("out_of_vocabulary", "info", lambda f: say(f, "dev", {0: "A B C D E " * 4 + "X"}), "dev: 1 of "),
     Case("out_of_vocabulary", "warning", lambda f: say(f, "dev", {0: "X Y Z"}), "dev: 3 of "),
     Case(
@@ -429,7 +437,9 @@ def test_many_faults_are_found_in_one_go(tmp_path: Path) -> None:
     (folder / "vocabulary.txt").write_text("A\n", encoding="utf-8")
     report = check(folder, vocabulary=folder / "vocabulary.txt")
     found = severities(report)
-    fatal = "bad_annotation bad_vocabulary coverage unreadable not_finite mixed_width blank_in_targets infeasible_targets"
+    fatal = (
+        "bad_annotation bad_vocabulary coverage unreadable not_finite mixed_width blank_in_targets infeasible_targets"
+    )
     assert {code for code, severity in found.items() if severity == "fatal"} == set(fatal.split())
     assert found["all_zero"] == found["empty_targets"] == "warning"
     assert [f.severity for f in report.findings] == sorted(
@@ -448,6 +458,54 @@ def test_a_corpus_whose_recordings_are_all_broken_still_says_what_it_can(tmp_pat
     assert facts.splits["train"].sentences.words > 40
     assert facts.splits["train"].fit is None
     assert (facts.width, facts.hash, facts.floors) == (0, "", None)
+
+
+def test_recordings_that_are_all_nan_are_not_of_another_width_as_well(tmp_path: Path) -> None:
+    folder = healthy(tmp_path)
+    change(folder, "train", range(TRAIN), nan)
+    assert severities(check(folder)) == {**SMALL, "not_finite": "fatal"}
+    change(folder, "dev", range(DEV), nan)
+    report = check(folder)
+    assert severities(report) == {"not_finite": "fatal"}
+    assert (facts_of(report).width, facts_of(report).modalities) == (6, {"features": 6})
+
+
+def test_what_follows_from_a_train_that_cannot_be_read_is_not_said(tmp_path: Path) -> None:
+    folder = healthy(tmp_path)
+    (folder / "annotations" / "train.corpus.csv").write_text("x|y\n", encoding="utf-8")
+    report = check(folder)
+    assert severities(report) == {**SMALL, "bad_annotation": "fatal"}
+    (row,) = (row for row in splits(facts_of(report)).rows if row[0] == "out of the vocabulary")
+    assert row == ("out of the vocabulary", "")
+    given = check(folder, **vocabulary_of("A")(folder))
+    assert severities(given)["out_of_vocabulary"] == "warning", "of a vocabulary that is given it can be said"
+
+
+def test_the_blank_as_a_word_is_one_fault_and_not_a_stranger_as_well(tmp_path: Path) -> None:
+    folder = healthy(tmp_path)
+    say(folder, "train", {0: "A <blank> B", 1: "<BLK>"})
+    assert severities(check(folder)) == {**SMALL, "blank_in_targets": "fatal"}
+    say(folder, "train", {2: "X Y Z"})
+    fatal = check(folder, **vocabulary_of(*WORDS)(folder)).fatal
+    assert [f.code for f in fatal] == ["blank_in_targets", "out_of_vocabulary"], "as one would mend them"
+    assert "train: 3 of" in fatal[1].evidence
+
+
+def test_features_saved_as_npy_are_pointed_out(tmp_path: Path) -> None:
+    folder = healthy(tmp_path)
+    for number in range(TRAIN):
+        file_of(folder, "train", number).rename(file_of(folder, "train", number).with_suffix(".npy"))
+    found = finding(check(folder), "coverage")
+    assert "Of 40 of them there is an npy file, which is not read." in found.evidence
+    assert "np.savez" in found.advice
+
+
+def test_a_csv_that_is_not_there_is_to_be_written(tmp_path: Path) -> None:
+    folder = healthy(tmp_path)
+    (folder / "annotations" / "dev.corpus.csv").unlink()
+    found = finding(check(folder), "bad_annotation")
+    assert "there is no dev.corpus.csv" in found.evidence
+    assert found.advice.startswith("Mend or write it")
 
 
 @pytest.mark.parametrize("what", ["nothing there", "a file", "no annotations", "two annotations"])

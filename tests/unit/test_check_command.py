@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,18 @@ def test_a_usage_error_is_exit_code_two_and_one_line(
     assert (code, out) == (2, "")
     assert says in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["check", "train", "diagnose", "overfit", "pack", "generate", "from-landmarks"])
+def test_help_says_each_default_once_and_none_where_there_is_none(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert not re.search(r"default: (None|False|==SUPPRESS==)|default:[^()]*\) \(default", said)
+    assert ("(default: 4)" in said) == (command in ("check", "train", "overfit", "generate"))
+    assert ("--no_normalise" in said) == (command in ("check", "train", "diagnose", "overfit"))
 
 
 def test_checking_needs_no_torch() -> None:

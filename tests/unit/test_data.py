@@ -415,6 +415,8 @@ def test_broken_feature_files_are_named(tmp_path: Path) -> None:
     with file.open("wb") as bare:
         np.save(bare, x)
     refused(folder, str(file), "cannot be read as npz (it holds one bare array)")
+    file.write_bytes(b"torn")
+    refused(folder, str(file), "cannot be read as npz (it does not begin as one); write it again")
 
 
 def test_an_error_without_a_message_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,11 +485,28 @@ def test_long_lists_are_cut_in_notes_and_whole_in_facts(tmp_path: Path) -> None:
 
 def test_annotations_that_were_made_for_a_filter_get_a_note_that_names_it(tmp_path: Path) -> None:
     texts = {"train": ["SUN IX RAIN", "RAIN loc-NORD SUN", "SUN RAIN"], "dev": ["SUN"]}
-    told = "29% of train's words are markers or spelt letters to the filter phoenix-si5; with it there are 3 classes"
+    told = "25% of train's words are markers to the filter phoenix-si5; with it there are 3 classes instead of 5."
     folder = write_corpus(tmp_path / "marked", texts)
     assert any(note.startswith(told) for note in load(folder).notes)
     assert not any("filter" in note for note in load(folder, filter="phoenix-si5").notes)
     assert not any("filter" in note for note in load(write_corpus(tmp_path / "plain")).notes)  # of letters alone
+    letters = write_corpus(
+        tmp_path / "spelt", {"train": ["C A T", "SIXTEEN DOGS A B C", "SUN RAIN SNOW"], "dev": ["A"]}
+    )
+    assert not any("filter" in note for note in load(letters).notes), "they are words elsewhere; IX stands in SIXTEEN"
+
+
+def test_the_blank_written_as_a_word_is_refused_with_its_place(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path, {"train": ["A B", "A <blank> B"], "dev": ["A"]})
+    refused(folder, "train.corpus.csv: the annotation of train-1 has the word <blank>", "delete it there")
+
+
+def test_features_saved_as_npy_are_named(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path)
+    for file in (folder / "features" / "train").glob("*.npz"):
+        file.rename(file.with_suffix(".npy"))
+    said = "save train-0.npy, train-1.npy, train-2.npy and 3 more, which are not read, again with np.savez"
+    refused(folder, "6 of 6 ids of train.corpus.csv have no features", said)
 
 
 def test_empty_targets_are_dropped_and_counted(tmp_path: Path) -> None:

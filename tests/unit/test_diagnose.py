@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from model.diagnose import diagnose, find_checkpoint, fitting, read_for_diagnosi
 from model.evaluate import evaluate, forward_of
 from model.findings import Finding
 from model.metrics import WordErrors
+from model.symptoms import OF_TRAINING
 from model.train import train
 from model.types import EpochReport, TrainingConfig
 from tests.corpora import write_csv, write_sequence
@@ -128,8 +130,13 @@ def test_it_does_not_guess(tmp_path: Path, names: list[str] | None, says: str) -
 
 def test_weights_of_another_script_cannot_be_diagnosed(tmp_path: Path) -> None:
     torch.save(nn.Linear(3, 4).state_dict(), tmp_path / "student.pt")
-    with pytest.raises(ValueError, match=r"another script \(a plain state_dict\) cannot be diagnosed"):
-        read_for_diagnosis(tmp_path / "student.pt")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    for name in ("student.pt", "config.json"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: not a.*script \(a plain state_dict\) cannot be diagnosed"
+        ) as error:
+            read_for_diagnosis(tmp_path / name)
+        assert "delete" not in str(error.value)
 
 
 def test_nor_those_of_another_trainer(corpus: Corpus) -> None:
@@ -140,14 +147,29 @@ def test_nor_those_of_another_trainer(corpus: Corpus) -> None:
 
 def test_a_corpus_with_other_classes_is_refused(tmp_path: Path, corpus: Corpus) -> None:
     other = load_corpus(CorpusConfig(path=write_signs(tmp_path, {"train": ["A B", "B A"] * 3, "dev": ["A B"]})))
-    with pytest.raises(ValueError, match=r"3 classes and the checkpoint 6, class 1 being 'A' and .*--vocabulary"):
+    with pytest.raises(ValueError, match=r"3 here and 6 there \('A' only here, '\w+' only there\).*--vocabulary"):
         diagnose(untrained(corpus), other)
 
 
 def test_features_of_another_width_are_refused(tmp_path: Path, corpus: Corpus) -> None:
     texts = {"train": list(corpus.train.references), "dev": list(corpus.dev.references)}
     other = load_corpus(CorpusConfig(path=write_signs(tmp_path, texts, width=7)))
-    with pytest.raises(ValueError, match="features of 7 dimensions and the checkpoint takes 6"):
+    says = "another corpus than these weights were trained on: its features have 7 dimensions, theirs 6"
+    with pytest.raises(ValueError, match=says):
+        diagnose(untrained(corpus), other)
+    texts = {"train": ["A B", "B A"] * 3, "dev": ["A B"]}
+    strange = load_corpus(CorpusConfig(path=write_signs(tmp_path / "strange", texts, width=7)))
+    with pytest.raises(ValueError, match=says) as error:  # no word of a vocabulary, which would not help
+        diagnose(untrained(corpus), strange)
+    assert "vocabulary" not in str(error.value)
+
+
+def test_the_same_classes_in_another_order_are_said_so(tmp_path: Path, folder: Path, corpus: Corpus) -> None:
+    vocabulary = tmp_path / "vocabulary.txt"
+    blank, *glosses = corpus.vocabulary.glosses
+    vocabulary.write_text("\n".join([blank, *reversed(glosses)]) + "\n", encoding="utf-8")
+    other = load_corpus(CorpusConfig(path=folder, vocabulary=vocabulary))
+    with pytest.raises(ValueError, match="the same 6 in another order"):
         diagnose(untrained(corpus), other)
 
 
@@ -202,6 +224,29 @@ def test_a_trained_run_has_no_fault(run: Path, corpus: Corpus) -> None:
     assert facts["padding_leak"] < 1e-4
     assert facts["largest_logsumexp"] < 1e-4
     assert "took off at epoch" in result.answer
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_on_another_split_the_weights_are_judged_and_not_their_run(run: Path, corpus: Corpus, split: str) -> None:
+    checkpoint = read(run / "last.pt")
+    *before, last = checkpoint.reports
+    torn = replace(last, skipped_steps=1, steps_in_epoch=15, metrics={**last.metrics, "optim/clipped": 1.0})
+    config = checkpoint.config.with_values({"schedule": "plateau", "plateau_patience": 100})
+    found = codes(diagnose(replace(checkpoint, config=config, reports=(*before, torn)), corpus, split).findings)
+    assert found & OF_TRAINING == ({"diverged", "scheduler_never_acts", "clipped"} if split == "dev" else set())
+
+
+def test_a_logged_loss_that_is_not_of_these_weights_is_said(run: Path, corpus: Corpus) -> None:
+    checkpoint = read(run / "last.pt")
+    losses = [report.metrics["train/loss"] for report in checkpoint.reports]
+    assert "other_loss" not in codes(diagnose(checkpoint, corpus, logged_loss=round(losses[-1], 3)).findings)
+    for given, says in ((losses[1], "about that of epoch 2"), (5.2, "No epoch of their run logged it")):
+        result = diagnose(checkpoint, corpus, logged_loss=given)
+        finding = next(finding for finding in result.findings if finding.code == "other_loss")
+        assert (finding.severity, finding.number, finding.threshold) == ("warning", given, losses[-1])
+        assert says in finding.evidence
+        assert finding.evidence in result.answer
+        assert result.epochs[-1].metrics["train/loss"] == losses[-1], "the run is judged by its own log"
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -367,6 +412,7 @@ def test_the_command_prints_the_answer_first(run: Path, folder: Path, capsys: py
     assert main(["diagnose", str(run), "--data", str(folder), "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("These are the weights of good after epoch 6 (90 steps); on dev, in eval mode")
+    assert re.findall(r"over (\d+) sequences|(\d+) sequences, too few", out) == [("", "20"), ("", "10")]
     for text in ("sha256", "swap gap", "  hypothesis ", "WER < 98% by epoch 1", "milestone is no verdict"):
         assert text in out, text
 
@@ -405,6 +451,9 @@ def test_the_command_fails_on_a_fatal_finding_and_writes_a_page(
         (["nowhere.pt"], "no such file or folder"),
         ([".", "--milestones", "5:80"], "a fraction above 0 up to 1, or a percentage"),
         ([".", "--html", "nowhere/report.html"], "there is no folder"),
+        ([".", "--log_loss", "nan"], "--log_loss nan: a CTC loss is a number of 0 or more"),
+        ([".", "--log_loss=-1"], "--log_loss -1.0: a CTC loss"),
+        ([".", "--log_loss", "inf"], "--log_loss inf: a CTC loss"),
     ],
 )
 def test_a_usage_error_is_one_line(

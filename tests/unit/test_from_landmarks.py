@@ -42,18 +42,18 @@ def call(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, s
 
 
 def result(out: str) -> dict[str, Any]:
-    parsed: dict[str, Any] = json.loads(out.splitlines()[-1])
+    parsed: dict[str, Any] = json.loads(out)
     return parsed
 
 
 def test_a_folder_becomes_a_split(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "corpus" / "features" / "train"
-    code, said, _ = call(capsys, clips, out, "--json")
+    code, printed, said = call(capsys, clips, out, "--json")
     assert code == 0
     assert "3 sequences written" in said
     assert "left hand in 50.0%" in said
     assert "right hand in 100.0%" in said
-    assert [s["outcome"] for s in result(said)["sequences"]] == ["written"] * 3
+    assert [s["outcome"] for s in result(printed)["sequences"]] == ["written"] * 3
     assert sorted(p.name for p in out.iterdir()) == [f"clip-{i}.npz" for i in range(3)], "and nothing aside"
     with np.load(clips / "clip-1.npz") as given, np.load(out / "clip-1.npz") as made:
         features, masks = landmarks.from_holistic(given["landmarks"], given["confidence"])
@@ -122,20 +122,36 @@ def test_one_bad_file_does_not_keep_the_others_back(
     np.savez(clips / "clip-4.npz", landmarks=np.full((4, 543, 3), "x"))
     np.savez(clips / "clip-5.npz", landmarks=np.array([{}], dtype=object))
     (clips / "clip-6.npz").write_bytes(b"PK and then nothing")
-    code, said, err = call(capsys, clips, tmp_path / "out", "--json")
+    code, printed, err = call(capsys, clips, tmp_path / "out", "--json")
     assert code == 2
     assert sorted(p.stem for p in (tmp_path / "out").iterdir()) == ["clip-1", "clip-2"]
-    assert "2 sequences written, 0 were there already, 5 faults" in said
-    lines = err.splitlines()
+    assert "2 sequences written, 0 were there already, 5 faults" in err
+    lines = err.splitlines()[:5]
     assert [line.startswith("error: ") for line in lines] == [True] * 5
     for line, words in zip(
         lines,
         ["(4, 500, 3); they must be (frames, 543", "no array 'landmarks' (it has points)", "must be numbers",
-         "clip-5.npz", "clip-6.npz"],
+         "clip-5.npz: cannot be read as npz (", "npz: cannot be read as npz (it does not begin as one); write it"],
         strict=True,
     ):  # fmt: skip
         assert words in line
-    assert [f"error: {fault}" for fault in result(said)["faults"]] == lines
+    assert [f"error: {fault}" for fault in result(printed)["faults"]] == lines
+
+
+@pytest.mark.parametrize("value", [0, np.nan])
+def test_a_file_in_which_nothing_is_detected_is_named(
+    value: float, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(clips / "clip-1.npz", landmarks=np.full((4, 543, 3), value))
+    for outcome in ("written", "unchanged"):
+        code, printed, err = call(capsys, clips, tmp_path / "out", "--json")
+        assert code == 0
+        (text,) = result(printed)["warnings"]
+        assert text.startswith(f"{clips / 'clip-1.npz'}: no landmark is detected in any frame")
+        assert err.splitlines()[0] == f"warning: {text}"
+        assert "1 warnings" in err
+        assert result(printed)["sequences"][1]["outcome"] == outcome
+    assert call(capsys, clips, tmp_path / "out")[1].startswith(f"{tmp_path / 'out'}: 0 sequences written")
 
 
 def test_it_says_how_far_it_is(

@@ -34,7 +34,7 @@ def script() -> ModuleType:
 LANES = script()
 FOLDER = BENCHMARKS / "lanes"
 RUNS = [(lane, seed) for lane in LANES.LANES for seed in range(LANES.SEEDS)]
-BY_CHECK = {"nothing_varies", "not_normalised"}
+BY_CHECK = {"nothing_varies", "not_normalised", "infeasible_targets"}
 """Named by the check, before the first step: tests/unit/test_check.py has a corpus for each."""
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from model.__main__ import main
 from model.commands.overfit import FIELDS, LEARNING_RATE, SEQUENCES, STEPS
 from model.corpus.annotations import CorpusError
 from model.corpus.data import Corpus, CorpusConfig, load_corpus
-from model.overfit import CONTROL_WER, Memorised, Overfit, choose, findings_of, overfit
+from model.overfit import CONTROL_WER, FAIR_RATES, FAIR_STEPS, Memorised, Overfit, choose, findings_of, overfit
 from model.types import TrainingConfig
 from tests.corpora import SHARED, write_csv, write_sequence
 
@@ -63,6 +64,10 @@ def outcome(
     distinct: int = 8,
     loss: float = 0.02,
     locality: float = 3.0,
+    *,
+    rate: float = LEARNING_RATE,
+    steps: int = STEPS,
+    halfway: float = 0.02,
 ) -> Overfit:
     return Overfit(
         ids=tuple("abcdefgh"),
@@ -70,9 +75,10 @@ def outcome(
         frames=60,
         distinct=distinct,
         parameters=1,
-        most_steps=400,
-        test=Memorised(400 if wer else 60, wer, wer, loss, ("",) * 8),
-        control=None if control is None else Memorised(60, 1.0, control, 2.0, ("",) * 8),
+        learning_rate=rate,
+        most_steps=steps,
+        test=Memorised(steps if wer else 60, wer, wer, loss, halfway, ("",) * 8),
+        control=None if control is None else Memorised(60, 1.0, control, 2.0, 2.0, ("",) * 8),
         locality=locality,
         seconds=1.0,
     )
@@ -217,6 +223,40 @@ def test_each_outcome_in_words() -> None:
     assert "features" not in failed.evidence
     assert "only 6 differ" in findings_of(outcome(wer=0.4, control=None, distinct=6))[0].evidence
     assert "not finite" in findings_of(outcome(wer=1.0, control=None, loss=float("nan")))[0].evidence
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"rate": 1e-7}, "the learning rate is 1e-07, and sound models pass at 0.001 to 0.01"),
+        ({"rate": 0.1}, "the learning rate is 0.1"),
+        ({"steps": 20}, "20 steps are few"),
+        ({"loss": 0.3, "halfway": 1.0}, "still falling, from 1.000 at half"),
+    ],
+)
+def test_a_failure_that_may_be_the_tests_own_accuses_nobody(given: dict[str, Any], says: str) -> None:
+    (failed,) = findings_of(outcome(wer=0.9, control=None, **given))
+    assert (failed.code, failed.severity) == ("cannot_memorise", "fatal")
+    assert "That shows no fault yet: " in failed.evidence
+    assert says in failed.evidence
+    assert "architecture" not in failed.advice
+
+
+@pytest.mark.parametrize("given", [{}, {"rate": 1e-3}, {"rate": 1e-2}, {"loss": 1.6, "halfway": 2.0}])
+def test_a_fair_failure_does(given: dict[str, Any]) -> None:
+    (failed,) = findings_of(outcome(wer=0.9, control=None, **given))
+    assert "shows no fault" not in failed.evidence
+    assert "not the learning rate" in failed.advice
+
+
+def test_equal_features_are_no_matter_of_steps() -> None:
+    (failed,) = findings_of(outcome(wer=0.9, control=None, distinct=1, steps=20, rate=1e-7))
+    assert "shows no fault" not in failed.evidence
+
+
+def test_the_default_settings_are_fair() -> None:
+    assert FAIR_RATES[0] <= LEARNING_RATE <= FAIR_RATES[1]
+    assert STEPS == FAIR_STEPS
 
 
 # the command

@@ -407,8 +407,10 @@ def test_packing_again_does_nothing_and_another_pack_is_not_overwritten(tmp_path
     assert said == [f"{tmp_path / 'out'} is packed from this corpus already, with these options."]
     assert tree(tmp_path / "out") == before
     refused(folder, tmp_path / "out", "holds another pack", dtype="float16")
-    other = write_corpus(tmp_path / "other", seed=1)
+    other = write_corpus(tmp_path / "other", {"train": ["A"], "dev": ["A"]})
     refused(other, tmp_path / "out", "holds another pack")
+    os.utime(next((folder / "features" / "train").iterdir()), (0, 0))
+    refused(folder, tmp_path / "out", f"a file of {folder / 'features'} has changed since, in size or time; delete it")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "other", "out"]
 
 
@@ -724,19 +726,21 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_the_command_packs_verifies_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = landmark_corpus(tmp_path / "corpus")
     assert main(["pack", str(folder), str(tmp_path / "out"), "--json", "--drop-constant"]) == 0
-    said = capsys.readouterr().out
-    result = json.loads(said.splitlines()[-1])
+    out, said = capsys.readouterr()
+    result = json.loads(out)
     assert result["hash"] == load(tmp_path / "out").hash
     assert (result["recordings"], result["dtype"], result["derived"]) == ({"train": 6, "dev": 3}, "<f4", True)
     assert list(result["dropped"]) == ["101", "1730", "3359", "4988"]
     assert "1628 of 6516 dimensions stored as float32, motion and copy derived from them" in said
     assert "dropped, constant over train: left hand 0 z, velocity left hand 0 z" in said
     assert main(["pack", "--verify", str(tmp_path / "out"), "--json"]) == 0
-    said = capsys.readouterr().out
+    out, said = capsys.readouterr()
     assert "all 9 recordings" in said
-    assert json.loads(said.splitlines()[-1]) == result
+    assert json.loads(out) == result
     assert main(["pack", str(folder), str(tmp_path / "out"), "--drop_constant"]) == 0
-    assert "is packed from this corpus already" in capsys.readouterr().err
+    out, said = capsys.readouterr()
+    assert "is packed from this corpus already" in said
+    assert "1628 of 6516 dimensions" in out
 
 
 @pytest.mark.parametrize(
@@ -747,9 +751,9 @@ def test_the_command_packs_verifies_and_says_so(tmp_path: Path, capsys: pytest.C
         (["corpus", "out", "--dtype", "float64"], ["--dtype", "float64", "auto"]),
         (["corpus", "out", "--derive", "perhaps"], ["--derive"]),
         (["corpus", "out", "--filter", "phoenix"], ["--filter phoenix", "phoenix-si5"]),
-        (["corpus", "out", "--no_normalise"], ["packed as they are stored"]),
+        (["corpus", "out", "--no_normalise"], ["unrecognized arguments: --no_normalise"]),
         (["corpus", "corpus/out"], ["corpus/out: lies in the corpus"]),
-        (["corpus", "--verify"], ["corpus: is no whole packed corpus"]),
+        (["corpus", "--verify"], ["corpus: is not packed", "name a packed corpus"]),
         (["corpus", "out", "--verify"], ["leave out out"]),
     ],
 )

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from model.corpus.check import Report, check_corpus
 from model.corpus.data import CorpusConfig
 from model.findings import Finding
 from model.page import Picture, Table, page
-from model.plots import ONE, corpus_pictures, draw
+from model.plots import ONE, corpus_pictures, draw, mark
 from tests.corpora import write_corpus
 
 EVIL = '<script>alert("x")</script> & $x_1$'
@@ -132,6 +134,34 @@ def test_a_picture_is_as_wide_as_its_place() -> None:
     assert "viewBox" in tag
     assert "width" not in tag
     assert "var(--one)" in picture.svg
+
+
+@pytest.mark.parametrize(
+    ("scale", "values", "labels"),
+    [
+        ("log", (0.9, 1200), ["1", "10", "100", "1000"]),
+        ("log", (3, 60), ["5", "10", "20", "50"]),
+        ("log", (0.82, 1.3), ["0.9", "1", "1.1", "1.2", "1.3"]),
+        ("symlog", (-24, 13), ["-10", "-1", "0", "1", "10"]),
+        ("symlog", (-0.8, 0.5), ["-0.5", "0", "0.5"]),
+    ],
+)
+def test_a_log_axis_has_round_numbers(scale: str, values: tuple[float, float], labels: list[str]) -> None:
+    def paint(axes: Sequence[Axes]) -> None:
+        (ax,) = axes
+        ax.set_ylim(values)
+        ax.set_yscale(scale)
+        ax.set_xticks([])
+        mark(ax.yaxis)
+
+    text = Elements(draw("Ticks", "", paint).svg).text.replace("\N{MINUS SIGN}", "-").split()
+    assert sorted(text, key=float) == labels
+
+
+def test_every_modality_has_its_name_and_the_same_width(tmp_path: Path) -> None:
+    report = check_corpus(CorpusConfig(path=write_corpus(tmp_path, width=200), modalities={"thin": 3, "broad": 197}))
+    (picture,) = (picture for picture in corpus_pictures(report) if picture.title == "Normalisation")
+    assert {"thin", "broad"} <= set(Elements(picture.svg).text.split())
 
 
 @pytest.mark.parametrize("broken", ["nothing", "features", "constant", "one gloss"])

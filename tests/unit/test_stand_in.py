@@ -156,12 +156,12 @@ def test_a_corpus_generated_otherwise_is_left_alone(annotations: Path, tmp_path:
     out = tmp_path / "out"
     generate_like(annotations, out, SMALL)
     before = files(out)
-    with pytest.raises(ValueError, match=r"another seed; delete"):
+    with pytest.raises(ValueError, match=r"with other options \(seed\); delete"):
         generate_like(annotations, out, SMALL.model_copy(update={"seed": 1}))
-    with pytest.raises(ValueError, match=r"another filter, layout;"):
+    with pytest.raises(ValueError, match=r"options \(filter, layout\);"):
         generate_like(annotations, out, SMALL, filter_name="phoenix-si5", layout="phoenix")
     (annotations / "dev.SI5.corpus.csv").write_text(HEADER + "\nd-9|-|S|WIND|9\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="another annotations;"):
+    with pytest.raises(ValueError, match=r"options \(annotations\);"):
         generate_like(annotations, out, SMALL)
     assert files(out) == before
     (out / "generated.json").write_text("[]", encoding="utf-8")
@@ -198,7 +198,21 @@ def test_the_command_writes_the_ordinary_corpus(tmp_path: Path, capsys: pytest.C
     assert files(out) == before
     code, said = call(capsys, out, "--train", "6", "--dev", "2", "--glosses", "6")
     assert code == 2
-    assert "another missing_hands, train;" in said
+    assert "other options (missing_hands, train);" in said
+
+
+def test_the_command_says_what_it_wrote_and_what_was_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(tmp_path / "out"), "--train", "3", "--dev", "2", "--glosses", "3"]
+    assert main([*words, "--json"]) == 0
+    printed, said = capsys.readouterr()
+    size = sum(file.stat().st_size for file in (tmp_path / "out").rglob("*.npz"))
+    expected = {"path": str(tmp_path / "out"), "sequences": {"train": 3, "dev": 2}, "written": 5, "bytes": size}
+    assert json.loads(printed) == expected
+    assert f"5 sequences, {size / 1e6:.1f} MB; 5 of them written in " in said
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {**expected, "written": 0}
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith("MB; all of them were there already\n")
 
 
 def test_the_command_goes_by_annotations(annotations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

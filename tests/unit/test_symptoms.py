@@ -547,3 +547,29 @@ def test_the_plateau_is_said_to_be_no_evidence() -> None:
     assert "WER is no evidence before takeoff" in judge(slow(4), CONFIG, FLOORS).sentence
     sentence = judge([report(1, probe_swap_t=3.0)], CONFIG, FLOORS).sentence
     assert "depends on the input (swap gap t = 3.0" in sentence
+
+
+def test_a_run_that_ended_in_the_plateau_never_learned_and_may_not_have_had_its_chance() -> None:
+    """The verdict and the sentence are of one mind."""
+    judgement = judge(slow(2), CONFIG, FLOORS, ended=True)
+    assert judgement.verdict == "never_learned"
+    assert judgement.sentence.startswith("Never learned within its 2 epochs: best dev WER")
+    assert "nothing shows that it could not have in more epochs (swap gap t = " in judgement.sentence
+    used = judge([report(1, probe_swap_t=3.0)], CONFIG, FLOORS, ended=True).sentence
+    assert used.startswith("Never learned within its 1 epoch: ")
+    assert "; but its output depends on the input (swap gap t = 3.0" in used
+
+
+def test_a_run_that_ended_dead_never_learned_and_why() -> None:
+    sentence = judge([report(e) for e in range(1, 30)], CONFIG, FLOORS, ended=True).sentence
+    assert sentence.startswith("Never learned within its 29 epochs: ")
+    assert ". Swap gap" in sentence
+
+
+@pytest.mark.parametrize("epochs", [slow(2), learned(), [report(e) for e in range(1, 30)]])
+def test_what_speaks_against_the_corpus_stands_in_the_judgement(epochs: list[EpochReport]) -> None:
+    zero = Finding("all_zero", "fatal", 1.0, 0.5, "All of train is zero.", "Extract it again.")
+    judgement = judge(epochs, CONFIG, FLOORS, ended=True, known=[zero])
+    assert judgement.findings[0] == zero
+    assert "The check of its corpus found all_zero: All of train is zero." in judgement.sentence
+    assert "nothing" not in judgement.sentence

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,9 +17,10 @@ from model.__main__ import main
 from model.checkpoint import load_checkpoint
 from model.corpus.data import Corpus, CorpusConfig, load_corpus
 from model.ctc import CTCTrainer
-from model.train import train
+from model.files import locked
+from model.train import LOCK, OVERWRITTEN, train
 from model.types import METRICS, NOT_EVERY_EPOCH, EpochReport, Stopped, TrainingConfig, Value
-from tests.corpora import write_corpus
+from tests.corpora import write_corpus, write_sequence
 
 TINY = TrainingConfig(epochs=3, hidden=16, channels=16, learning_rate=3e-3, device="cpu")
 FILES = ["best.pt", "config.json", "epochs.jsonl", "last.pt", "previous.pt", "result.json", "vocabulary.txt"]
@@ -173,10 +178,95 @@ def test_a_run_that_reads_its_corpus_otherwise_is_refused(tmp_path: Path, change
 
 
 @pytest.mark.parametrize("state", [{"model": {}, "epoch": 7}, {"identity": "trial 3", "trainer": {}, "reports": []}])
-def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, corpus: Corpus, state: dict[str, Any]) -> None:
+def test_a_checkpoint_of_something_else_is_refused_and_kept(
+    tmp_path: Path, corpus: Corpus, state: dict[str, Any]
+) -> None:
     torch.save(state, tmp_path / "last.pt")
     with pytest.raises(ValueError, match=r"last\.pt: not a checkpoint that can be read here: .* another --output_dir"):
         train(TINY, corpus, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_torn_checkpoint_is_told_with_one_way_on(
+    tmp_path: Path, corpus: Corpus, uninterrupted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(TINY.with_values({"epochs": 2}), corpus, tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"torn")
+    assert train(TINY, corpus, tmp_path) == read_json(uninterrupted / "result.json")
+    assert f"{tmp_path / 'last.pt'}: not a whole checkpoint" in caplog.text
+    assert "going on from previous.pt" in caplog.text
+    assert "delete" not in caplog.text
+
+
+# one process a folder, and no other's files
+
+
+def test_two_runs_in_one_folder_are_refused_before_the_corpus_is_read(
+    tmp_path: Path, folder: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_training(monkeypatch)
+    output = tmp_path / "run"
+    output.mkdir()
+    with locked(output / LOCK):
+        with pytest.raises(ValueError, match=f"process {os.getpid()} on .* is at work in .*; wait for its end, or"):
+            train(TINY, corpus, output)
+        assert main(seeds_command(tmp_path / "nowhere", output)) == 2
+        err = capsys.readouterr().err
+        assert f"error: process {os.getpid()} on " in err
+        assert err.count("\n") == 1
+    assert list(output.iterdir()) == []
+
+
+def test_a_run_holds_its_folder_while_it_trains(tmp_path: Path, corpus: Corpus) -> None:
+    refused: list[str] = []
+
+    def again(report: EpochReport, phase: str) -> None:
+        with pytest.raises(ValueError, match="is at work in") as error:
+            train(TINY, corpus, tmp_path)
+        refused.append(str(error.value))
+
+    train(TINY.with_values({"epochs": 2}), corpus, tmp_path, again)
+    assert len(refused) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no kill -9 there")
+def test_a_killed_run_goes_on(tmp_path: Path, folder: Path) -> None:
+    words = [*seeds_command(folder, tmp_path), "--epochs", "10000"]
+    process = subprocess.Popen([sys.executable, "-m", "model", *words], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert any(line.startswith("epoch   1") for line in process.stdout)
+    process.kill()
+    process.communicate()
+    assert (tmp_path / LOCK).exists()
+    done = len(epochs(tmp_path))
+    assert main([*seeds_command(folder, tmp_path), "--epochs", str(done + 2)]) == 0
+    assert [line["epoch"] for line in epochs(tmp_path)] == list(range(1, done + 3))
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES
+
+
+@pytest.mark.parametrize("name", OVERWRITTEN)
+def test_files_that_are_no_runs_are_not_overwritten(tmp_path: Path, corpus: Corpus, name: str) -> None:
+    (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(ValueError, match=f"holds {name}, though no run, and training would overwrite that"):
+        train(TINY, corpus, tmp_path)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [(name, b"{}")]
+
+
+def test_other_files_are_left_alone(tmp_path: Path, corpus: Corpus) -> None:
+    """Such as the log that `| tee` has just begun."""
+    (tmp_path / "log.txt").write_text("mine", encoding="utf-8")
+    train(TINY.with_values({"epochs": 1}), corpus, tmp_path)
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("output", ["file", "file/run"])
+def test_a_file_is_no_folder(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], output: str) -> None:
+    (tmp_path / "file").touch()
+    assert main(seeds_command(folder, tmp_path / output)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: --output_dir {tmp_path / output}: {tmp_path / 'file'} is a file, and a run writes a")
+    assert err.count("\n") == 1
 
 
 def test_a_run_that_never_sees_a_number_still_has_a_result(
@@ -248,9 +338,42 @@ def test_every_field_is_an_option(tmp_path: Path, folder: Path) -> None:
     assert TrainingConfig.model_validate(read_json(tmp_path / "config.json")["config"]) == config
 
 
-def test_the_last_line_is_json_when_asked(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stdout_is_json_alone_when_asked(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*seeds_command(folder, tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == read_json(tmp_path / "result.json")
+    said = capsys.readouterr()
+    assert json.loads(said.out) == read_json(tmp_path / "result.json")
+    assert "epoch   2  plateau" in said.err
+    assert "Never learned within its 2 epochs" in said.err
+
+
+def test_a_corpus_forced_through_the_check_is_not_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_corpus(tmp_path / "corpus")
+    for file in (data / "features").rglob("*.npz"):
+        write_sequence(file, np.zeros((40, 6), np.float32))
+    command = [*seeds_command(data, tmp_path / "run"), "--epochs", "1"]
+    assert main(command) == 2
+    assert main([*command, "--force"]) == 0
+    out = capsys.readouterr().out
+    assert "nothing speaks against" not in out
+    assert "Never learned within its 1 epoch: " in out
+    assert "The check of its corpus found all_zero: " in out
+    assert "after 1 epoch.\n" in out
+    result = read_json(tmp_path / "run" / "result.json")
+    assert result["findings"][0]["severity"] == "fatal"
+    assert "all_zero" in {finding["code"] for finding in result["findings"]}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such pipes there")
+@pytest.mark.parametrize("command", ["train", "check"])  # the one prints as it goes, the other at its end
+def test_a_reader_that_has_read_enough_is_no_error(tmp_path: Path, folder: Path, command: str) -> None:
+    words = seeds_command(folder, tmp_path / "run") if command == "train" else ["check", str(folder)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "model", *words], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(
@@ -262,6 +385,7 @@ def test_the_last_line_is_json_when_asked(tmp_path: Path, folder: Path, capsys: 
         (["--epochs", "0"], ["--epochs 0", "greater than or equal to 1"]),
         (["--learning_rate", "-1"], ["--learning_rate -1.0", "greater than 0"]),
         (["--learning_rate", "nan"], ["--learning_rate nan"]),
+        (["--precision", "fp16"], ["--precision fp16: float16 ends", "Use bf16"]),
         (["--dropout", "1"], ["--dropout 1.0", "less than 1"]),
         (["--learningrate", "1"], ["--learningrate", "--help"]),
         (["--filter", "nun"], ["--filter nun", "'nun'", "phoenix-si5"]),
@@ -292,6 +416,7 @@ def test_a_mistake_gives_one_clear_line(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert "Value error" not in err
+    assert "fp16: fp16" not in err
     for part in parts:
         assert part in err
     assert not (tmp_path / "run").exists()
