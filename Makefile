@@ -21,7 +21,7 @@ demo: $(VENV)/installed  ## the main job on the generated corpus: a sweep in abo
 	@$(BIN)/sweeps run examples/demo.yaml $(ARGS)
 
 test: $(VENV)/installed  ## the default test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 slow: $(VENV)/installed  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

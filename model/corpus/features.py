@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -99,6 +100,11 @@ class Normalisation:
         return cls((), np.zeros(width), np.ones(width))
 
 
+_ONE_READER = threading.RLock()
+"""numpy parses the head of an array with `ast`, which fails now and then when two threads do it at once (CPython
+3.11: "AST constructor recursion depth mismatch"). Reading is the smaller part of what the threads do."""
+
+
 @contextmanager
 def open_npz(file: Path) -> Iterator[np.lib.npyio.NpzFile]:
     """The arrays of an npz.
@@ -106,7 +112,7 @@ def open_npz(file: Path) -> Iterator[np.lib.npyio.NpzFile]:
     Raises:
         one of UNREADABLE: here, or where an array is read.
     """
-    with file.open("rb") as opened:  # np.load leaves a broken file open
+    with _ONE_READER, file.open("rb") as opened:  # np.load leaves a broken file open
         start = opened.read(6)
         if not start.startswith(_ZIP):  # np.load would take it for a pickle, and say how to load one
             raise ValueError("it holds one bare array" if start == _NPY else "it does not begin as one")
