@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 
+from model.corpus.synthetic import GeneratedConfig, generate
 from model.diagnosis import run_findings
 from model.floors import Floors
 from model.types import EpochReport
@@ -67,3 +68,33 @@ def test_every_faulty_run_is_named(lane: object, seed: int) -> None:
 def test_a_healthy_run_is_not_warned_of_before_it_has_learned(lane: object, seed: int) -> None:
     for epoch, found in enumerate(findings(lane, seed)[:12], start=1):
         assert set(found.values()) <= {"info"}, f"epoch {epoch}: {found}"
+
+
+FRESH = {"healthy 1e-3": 8, "zero features": 3, "shuffled labels": 16, "time collapsed": 11, "eps 1e-3": 3}
+"""Lanes to train again, and for how many epochs: those whose truth shows while training, on a seed never recorded."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FRESH)
+def test_a_lane_trained_today_is_judged_as_the_recorded_ones(
+    name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path_factory.getbasetemp() / "lanes"
+    monkeypatch.setattr(LANES, "HOME", home)
+    base = generate(GeneratedConfig(train=240, dev=LANES.DEV), home)
+    (lane,) = [lane for lane in LANES.LANES if lane.name == name]
+    reports: list[EpochReport] = []
+    codes: dict[str, str] = {}
+    floor = LANES.floors_of(lane, base)
+    for report in LANES.train_lane(lane, 11, base):
+        reports.append(report)
+        found = run_findings(reports, LANES.config_of(lane, 11), floor, dev_sequences=LANES.DEV)
+        codes |= {finding.code: finding.severity for finding in found}
+        if len(reports) == FRESH[name]:
+            break
+    fatal = {code for code, severity in codes.items() if severity == "fatal"}
+    if lane.alive:
+        assert not fatal
+        assert not lane.says or lane.says in codes
+    else:
+        assert fatal == {"input_not_used" if name == "zero features" else lane.says}
