@@ -32,7 +32,7 @@ from model.findings import Finding, worst_first
 from model.floors import split_floors
 from model.probes import Gap, permuted_gap, swap_gap
 from model.symptoms import OF_TRAINING
-from model.types import EpochReport
+from model.types import BUILT_IN, EpochReport
 
 EXAMPLES = 6
 """Sentences shown, evenly spread over the split."""
@@ -270,11 +270,12 @@ def file_hash(path: Path) -> str:
 
 
 def _load(checkpoint: Checkpoint, corpus: Corpus) -> nn.Module:
-    state = checkpoint.trainer.get("model")
-    if not isinstance(state, dict):
+    state, trainer = checkpoint.trainer.get("model"), checkpoint.identity.get("trainer", BUILT_IN)
+    if not isinstance(state, dict) or trainer != BUILT_IN:
+        who = "it keeps no 'model'" if trainer == BUILT_IN else f"it is {trainer}"
         raise ValueError(
-            f"checkpoint of {checkpoint.run}: its trainer is not the one of this package (it keeps no 'model'), so its "
-            "weights cannot be loaded here"
+            f"checkpoint of {checkpoint.run}: its trainer is not the one of this package ({who}), so its weights "
+            "cannot be loaded here"
         )
     model = make_model(checkpoint.config, [m.width for m in corpus.modalities], len(corpus.vocabulary))
     try:

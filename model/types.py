@@ -54,6 +54,9 @@ NOT_EVERY_EPOCH = frozenset({"train/wer", *(key for key in METRICS if key.starts
 """Absent from epochs without probes (they come in every epoch of the plateau, and in some after takeoff), and where
 there are too few sequences to say anything."""
 
+BUILT_IN = "built-in"
+"""What runs and sweeps of the trainer of this package are remembered by; those of one's own have another name."""
+
 FEWEST_SEQUENCES = 100
 """With fewer dev sequences the swap gap has no paired t: there is not enough evidence."""
 

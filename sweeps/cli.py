@@ -23,6 +23,7 @@ from model import milestones
 from model.corpus.annotations import CorpusError
 from model.diagnosis import takeoff_epoch
 from model.findings import finite
+from model.types import BUILT_IN
 from sweeps import display, runner, service
 from sweeps.errors import SweepError
 from sweeps.mirror import Mirror
@@ -32,7 +33,6 @@ from sweeps.settings import Home, find_home
 from sweeps.spec import load_spec
 from sweeps.store import Store
 from sweeps.summary import best_trial, command_of, config_of, description, parameters, result, sentence_about
-from sweeps.trainers import BUILT_IN
 from sweeps.worker import Job
 from tracking.links import experiment_url, without_credentials
 from tracking.server import ServerDidNotStart, check_server, local_server, store_uri

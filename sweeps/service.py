@@ -14,6 +14,7 @@ from model.corpus.data import Corpus, CorpusConfig, check_fit, fit_note, load_co
 from model.corpus.synthetic import generate
 from model.diagnosis import Judgement, judge
 from model.floors import Floors, floors
+from model.types import BUILT_IN
 from sweeps.errors import SpecChanged, SweepNotFound, TrainerChanged
 from sweeps.records import EpochRow, PlannedTrial, SweepRow, TrialRow
 from sweeps.settings import Home
@@ -21,7 +22,6 @@ from sweeps.spec import SpecError, SweepSpec, differing_paths, digest
 from sweeps.store import Store
 from sweeps.summary import config_of, program, shell_line
 from sweeps.trainers import (
-    BUILT_IN,
     described,
     load_trainer,
     make_trainer,

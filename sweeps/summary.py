@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from model.corpus.data import CorpusConfig
-from model.types import TrainingConfig
+from model.types import BUILT_IN, TrainingConfig
 from sweeps.records import SweepRow, TrialRow
 from sweeps.spec import SweepSpec
 from sweeps.states import TrialState
-from sweeps.trainers import BUILT_IN
 
 COLLAPSED = {"never_learned", "collapsed"}
 """To a person both of these read "collapsed"."""

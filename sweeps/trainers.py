@@ -19,16 +19,13 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 from model.corpus.data import Corpus
-from model.types import Stopped, Trainer, TrainingConfig
+from model.types import BUILT_IN, Stopped, Trainer, TrainingConfig
 from sweeps.errors import TrainerNotFound
 
 MakeTrainer: TypeAlias = Callable[[TrainingConfig, Corpus], Trainer]
 
 CONTRACT = ("epoch", "step", "train_epoch", "state_dict", "load_state_dict")
 """What `model.types.Trainer` asks for."""
-
-BUILT_IN = "built-in"
-"""What `CTCTrainer` is called among a sweep's facts."""
 
 
 @cache

@@ -31,7 +31,7 @@ from sweeps.spec import SweepSpec
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
 from sweeps.study import Study, suggest
-from sweeps.trainers import make_trainer
+from sweeps.trainers import make_trainer, trainer_name
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,12 @@ def _train(
     stop: threading.Event,
 ) -> None:
     trainer = make_trainer(job.trainer, config, corpus)
-    identity = {"sweep": job.sweep_key, "corpus": job.corpus_hash, **config.model_dump()}
+    identity = {
+        "sweep": job.sweep_key,
+        "corpus": job.corpus_hash,
+        "trainer": trainer_name(job.trainer),
+        **config.model_dump(),
+    }
     files = checkpoints.trial_files(job.checkpoints, claim.number)
     reports = checkpoints.resume(files, identity, trainer)
     record(store, claim, reports, constant_wer)

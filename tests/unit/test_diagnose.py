@@ -143,6 +143,9 @@ def test_nor_those_of_another_trainer(corpus: Corpus) -> None:
     checkpoint = replace(untrained(corpus), trainer={"weights": torch.zeros(3)})
     with pytest.raises(ValueError, match="its trainer is not the one of this package"):
         diagnose(checkpoint, corpus)
+    checkpoint = replace(untrained(corpus), identity={"trainer": "own.py:Mine"})
+    with pytest.raises(ValueError, match=r"its trainer is not the one of this package \(it is own.py:Mine\)"):
+        diagnose(checkpoint, corpus)
 
 
 def test_a_corpus_with_other_classes_is_refused(tmp_path: Path, corpus: Corpus) -> None:
