@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from model.commands.options import add_corpus_options, corpus_config
@@ -70,11 +70,10 @@ def seconds_of_an_epoch(trainer: CTCTrainer, steps: int) -> float:
     """An epoch, from the median of so many steps, and dev once."""
     train, size = trainer.corpus.train, trainer.config.batch_size
     order = epoch_order(len(train), 0, 1)
-    step: Callable[[int], float] = lambda at: _step(trainer, order[at * size : (at + 1) * size])  # noqa: E731
-    seconds = sorted(step(at) for at in range(steps + 1))[: steps + 1]
+    seconds = [_step(trainer, order[at * size : (at + 1) * size]) for at in range(steps + 1)]
     began = time.perf_counter()
     trainer.evaluate(trainer.corpus.dev)
-    return seconds[len(seconds) // 2] * len(train) / size + time.perf_counter() - began
+    return median(seconds) * len(train) / size + time.perf_counter() - began
 
 
 def _step(trainer: CTCTrainer, rows: Any) -> float:
