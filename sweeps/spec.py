@@ -339,6 +339,7 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str = "") ->
     lines = []
     for fault in error.errors(include_url=False):
         loc = [str(part) for part in fault["loc"] if part != "[key]"]
+        loc = [part if part.isprintable() else repr(part) for part in loc]  # a key may hold a line break
         path = ".".join([where, *loc] if where else loc)
         if fault["type"] == "extra_forbidden":
             known = _keys_at(model, loc[:-1])

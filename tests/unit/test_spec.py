@@ -119,6 +119,7 @@ def test_changes_from_the_command_line_win(tmp_path: Path) -> None:
         ("trainer: {lerning_rate: 1}\n", "trainer.lerning_rate: unknown key; did you mean learning_rate?"),
         ("space: {droput: 0.1}\n", "space.droput: unknown key; did you mean dropout?"),
         ("space: {dropout: {low: 0, hihg: 1, high: 0.5}}\n", "space.dropout.hihg: unknown key; did you mean high?"),
+        ('"work\\ners": 2\n', r"'work\ners': unknown key; did you mean workers?"),  # a line break stays in its line
         ("space: {patience: {low: 1, high: 2, lg: true}}\n", "space.patience.lg: unknown key; did you mean log?"),
         ("budget: {trails: 3}\n", "budget.trails: unknown key; did you mean trials?"),
         ("sampler: {nam: tpe}\n", "sampler.nam: unknown key; did you mean name?"),
