@@ -10,15 +10,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import isfinite
 from statistics import median
 
 from model.diagnosis import Verdict, best_epoch, takeoff_epoch
+from model.floors import Floors
 from model.types import EpochReport, TrainingConfig
 
 Curve = Sequence[EpochReport]
 """Epochs 1, 2, ... of one trial."""
+
+
+@dataclass(frozen=True)
+class History:
+    """One trial as the rules see it."""
+
+    number: int
+    reports: Curve
+    config: TrainingConfig
+    constant_wer: float
+    """Dev WER of the best constant sentence (fraction)."""
+    ended: bool = False
+    """It gets no more epochs: finished, or stopped."""
+
+    @cached_property
+    def takeoff(self) -> int | None:
+        """Epoch of takeoff (1-based), if there was one."""
+        return takeoff_epoch([report.wer for report in self.reports], self.constant_wer)
 
 FUTILE_SHARE = 0.4
 """A trial is futile if it will reach less than this share of what every sibling had before it took off: between
@@ -46,43 +66,61 @@ class Decision:
     verdict: Verdict
     reason: str
     """One sentence, with the numbers, for a person."""
-    evidence: dict[str, float]
-    """The numbers and thresholds behind the sentence."""
+    counterfactual: str
+    """What would have kept the trial, in a sentence."""
+    epoch: int
+    """The epoch after which it was stopped."""
+    numbers: dict[str, float]
+    """What was measured, by name; finite."""
+    thresholds: dict[str, float]
+    """What it was held against, by name; finite."""
+    siblings: tuple[int, ...] = field(default=())
+    """Numbers of the trials it was compared with, in ascending order."""
+
+    @property
+    def evidence(self) -> dict[str, float]:
+        """The numbers and thresholds behind the sentence."""
+        return {"epoch": self.epoch, **self.numbers, **self.thresholds, "siblings": len(self.siblings)}
 
 
 def decide(
-    curve: Curve,
-    siblings: Sequence[Curve],
-    config: TrainingConfig,
-    constant_wer: float,
+    trial: History,
+    siblings: Sequence[History],
+    floors: Floors,
+    *,
+    dev_sequences: int | None = None,
     grace_epochs: int | None = None,
 ) -> Decision | None:
-    """Whether to stop a trial after the last epoch of `curve`; None lets it go on.
+    """Whether to stop a trial after its last epoch; None lets it go on.
 
     Args:
-        curve: the trial's epochs so far, at least one.
-        siblings: the curves of the sweep's other trials, finished or not.
-        config: the trial's.
-        constant_wer: dev WER of the best constant sentence (fraction).
+        trial: with at least one epoch.
+        siblings: the sweep's other trials, finished or not.
+        floors: what knowing nothing scores on the sweep's corpus.
+        dev_sequences: sequences of dev, where known.
         grace_epochs: nothing is stopped before; default a fifth of the epochs, at least 4.
     """
-    epoch = curve[-1].epoch
-    if epoch < (grace_epochs or max(4, config.epochs // 5)):
+    curve, config = trial.reports, trial.config
+    if curve[-1].epoch < (grace_epochs or max(4, config.epochs // 5)):
         return None
-    took_off = [(at, s) for s in siblings if (at := takeoff_epoch([r.wer for r in s], constant_wer))]
-    takeoff = takeoff_epoch([r.wer for r in curve], constant_wer)
-    if takeoff is not None:
-        return _too_slow(curve, takeoff, took_off)
+    took_off = [(s.number, s.takeoff, s.reports) for s in siblings if s.takeoff]
+    if trial.takeoff is not None:
+        return _too_slow(curve, trial.takeoff, took_off)
     if not took_off:
         return None
     return _futile(curve, took_off, config) or _exhausted(curve, took_off)
 
 
-def _futile(curve: Curve, took_off: Sequence[tuple[int, Curve]], config: TrainingConfig) -> Decision | None:
+TookOff = Sequence[tuple[int, int, Curve]]
+"""Number, epoch of takeoff and epochs of each sibling that took off."""
+
+
+def _futile(curve: Curve, took_off: TookOff, config: TrainingConfig) -> Decision | None:
     """Rate too low: neither its LR-time nor its time spread will come near a takeoff in the epochs left."""
     now = curve[-1]
     # Their last epoch in the plateau: takeoff came somewhere in the next one. Who left in epoch 1 tells nothing.
-    before_takeoff = [s[at - 2] for at, s in took_off if at > 1 and isfinite(_time_spread(s[at - 2]))]
+    compared = sorted(number for number, at, s in took_off if at > 1 and isfinite(_time_spread(s[at - 2])))
+    before_takeoff = [s[at - 2] for _, at, s in took_off if at > 1 and isfinite(_time_spread(s[at - 2]))]
     half = curve[(len(curve) - 1) // 2]
     spread, before = _time_spread(now), _time_spread(half)
     if not before_takeoff or not isfinite(spread) or not isfinite(before):
@@ -105,16 +143,12 @@ def _futile(curve: Curve, took_off: Sequence[tuple[int, Curve]], config: Trainin
         f"Not learning: by its last epoch ({config.epochs}) it would have {lr_time_end:.2g} of cumulative learning "
         f"rate and a time spread of {spread_end:.2g} nats; {len(before_takeoff)} other trials had at least "
         f"{lr_time_needed:.2g} and {spread_needed:.2g} before they took off (stopped at epoch {now.epoch}, under "
-        f"{FUTILE_SHARE:.0%} of both; WER {now.wer:.1%}). A learning rate above {rate:.1e} would have kept it.",
-        {
-            "epoch": now.epoch,
-            "lr_time_end": lr_time_end,
-            "lr_time_needed": lr_time_needed,
-            "spread_end": spread_end,
-            "spread_needed": spread_needed,
-            "share": FUTILE_SHARE,
-            "siblings": len(before_takeoff),
-        },
+        f"{FUTILE_SHARE:.0%} of both; WER {now.wer:.1%}).",
+        f"A learning rate above {rate:.1e} would have kept it.",
+        now.epoch,
+        {"lr_time_end": lr_time_end, "spread_end": spread_end},
+        {"lr_time_needed": lr_time_needed, "spread_needed": spread_needed, "share": FUTILE_SHARE},
+        tuple(compared),
     )
 
 
@@ -123,11 +157,11 @@ def _time_spread(report: EpochReport) -> float:
     return report.metrics.get("spread/time", math.nan)
 
 
-def _exhausted(curve: Curve, took_off: Sequence[tuple[int, Curve]]) -> Decision | None:
+def _exhausted(curve: Curve, took_off: TookOff) -> Decision | None:
     """Still in the plateau long after every sibling that took off, in epochs and in LR-time."""
     now = curve[-1]
-    latest = max(at for at, _ in took_off)
-    most = max(s[at - 1].lr_time for at, s in took_off)
+    latest = max(at for _, at, _ in took_off)
+    most = max(s[at - 1].lr_time for _, at, s in took_off)
     if now.epoch < EXHAUSTED_FACTOR * latest or now.lr_time < EXHAUSTED_FACTOR * most:
         return None
     return Decision(
@@ -135,42 +169,35 @@ def _exhausted(curve: Curve, took_off: Sequence[tuple[int, Curve]]) -> Decision 
         "never_learned",
         f"Not learning: WER {now.wer:.1%} after {now.epoch} epochs and {now.lr_time:.2g} of cumulative learning rate; "
         f"the slowest of {len(took_off)} trials that took off needed {latest} epochs and {most:.2g} "
-        f"({EXHAUSTED_FACTOR:g} times both are allowed). A lower learning rate may have changed this.",
-        {
-            "epoch": now.epoch,
-            "lr_time": now.lr_time,
-            "latest_takeoff": latest,
-            "lr_time_needed": most,
-            "factor": EXHAUSTED_FACTOR,
-            "siblings": len(took_off),
-        },
+        f"({EXHAUSTED_FACTOR:g} times both are allowed).",
+        "A lower learning rate may have changed this.",
+        now.epoch,
+        {"lr_time": now.lr_time},
+        {"latest_takeoff": latest, "lr_time_needed": most, "factor": EXHAUSTED_FACTOR},
+        tuple(sorted(number for number, _, _ in took_off)),
     )
 
 
-def _too_slow(curve: Curve, takeoff: int, took_off: Sequence[tuple[int, Curve]]) -> Decision | None:
+def _too_slow(curve: Curve, takeoff: int, took_off: TookOff) -> Decision | None:
     """After takeoff: worse than the siblings were, as many epochs after theirs."""
     since = curve[-1].epoch - takeoff
     if since < FIRST_RUNG or since & (since - 1):
         return None
     mine = _best_until(curve, takeoff + since)
-    others = [_best_until(s, at + since) for at, s in took_off if len(s) >= at + since]
+    compared = [(number, at, s) for number, at, s in took_off if len(s) >= at + since]
+    others = [_best_until(s, at + since) for _, at, s in compared]
     if len(others) < RUNG_SIBLINGS or mine <= median(others) or mine <= min(others) + RUNG_MARGIN:
         return None
     return Decision(
         "too_slow",
         "too_slow",
         f"Learns, but too slowly to win: best WER {mine:.1%} {since} epochs after its takeoff at epoch {takeoff}; at "
-        f"that point {len(others)} other trials had {median(others):.1%} in the median and {min(others):.1%} at best. "
+        f"that point {len(others)} other trials had {median(others):.1%} in the median and {min(others):.1%} at best.",
         f"A WER of {max(median(others), min(others) + RUNG_MARGIN):.1%} would have kept it.",
-        {
-            "epoch": curve[-1].epoch,
-            "since_takeoff": since,
-            "best_wer": mine,
-            "median": median(others),
-            "best": min(others),
-            "margin": RUNG_MARGIN,
-            "siblings": len(others),
-        },
+        curve[-1].epoch,
+        {"since_takeoff": since, "best_wer": mine},
+        {"median": median(others), "best": min(others), "margin": RUNG_MARGIN},
+        tuple(sorted(number for number, _, _ in compared)),
     )
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from model.floors import Floors
 from model.types import METRICS, EpochReport
 from sweeps.states import SweepState, TrialState
 
@@ -60,6 +61,11 @@ class SweepRow:
     finished_at: float | None
     seconds: float
     """Wall time under a beating runner, over all runners, up to the last beat."""
+
+    @property
+    def floors(self) -> Floors:
+        """What knowing nothing scores on the sweep's corpus; NaN for what was not kept."""
+        return Floors(**{field.name: self.facts.get(field.name, math.nan) for field in fields(Floors)})
 
 
 @dataclass(frozen=True)

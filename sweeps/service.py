@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -178,14 +178,10 @@ def find_trial(store: Store, path: str) -> tuple[SweepRow, TrialRow]:
 
 def judgement_of(sweep: SweepRow, trial: TrialRow, rows: Sequence[EpochRow]) -> Judgement | None:
     """What a trial's epochs tell; None where they cannot be judged (no epoch, or a sweep that kept no floors)."""
-    names = {field.name for field in fields(Floors)}
     if not rows or trial.hyperparameters is None or not {"constant_wer", "constant_loss"} <= sweep.facts.keys():
         return None
-    known = {name: sweep.facts.get(name, math.nan) for name in names}
     config = config_of(spec_of(sweep), trial)
-    return judge(
-        [row.report() for row in rows], config, Floors(**known), dev_sequences=sweep.facts.get("dev_sequences")
-    )
+    return judge([row.report() for row in rows], config, sweep.floors, dev_sequences=sweep.facts.get("dev_sequences"))
 
 
 @dataclass(frozen=True)

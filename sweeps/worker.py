@@ -26,11 +26,12 @@ from model.types import EpochReport, Hyperparameters, Stopped, TrainingConfig
 from sweeps import checkpoints, pruning
 from sweeps.errors import LeaseLost, SweepError
 from sweeps.lease import Lease
-from sweeps.records import Claim, EpochRow
+from sweeps.records import Claim, EpochRow, SweepRow
 from sweeps.spec import SweepSpec
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
 from sweeps.study import Study, suggest
+from sweeps.summary import config_of
 from sweeps.trainers import make_trainer, trainer_name
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def work(job: Job, stop: threading.Event) -> None:
             if claim is not None:
                 log.info("trial %d claimed, attempt %d", claim.number, claim.attempt)
                 try:
-                    _run_trial(job, store, study, corpus, sweep.facts["constant_wer"], claim, stop)
+                    _run_trial(job, store, study, corpus, sweep, claim, stop)
                 except LeaseLost as error:
                     log.warning("%s", error)
                 tell(store, study, sweep.id)
@@ -115,12 +116,12 @@ def _over(store: Store, sweep_id: int) -> bool:
 
 
 def _run_trial(
-    job: Job, store: Store, study: Study, corpus: Corpus, constant_wer: float, claim: Claim, stop: threading.Event
+    job: Job, store: Store, study: Study, corpus: Corpus, sweep: SweepRow, claim: Claim, stop: threading.Event
 ) -> None:
     values = _ask(job.spec, store, study, claim)
     config = job.spec.training(claim.number, values, claim.overrides)
     try:
-        _train(job, store, corpus, constant_wer, claim, config, stop)
+        _train(job, store, corpus, sweep, claim, config, stop)
     except (SweepError, OSError, CorpusError):
         # The lease, the database, the disk: no fault of the trial. The worker ends, the trial waits for another.
         raise
@@ -144,11 +145,12 @@ def _train(
     job: Job,
     store: Store,
     corpus: Corpus,
-    constant_wer: float,
+    sweep: SweepRow,
     claim: Claim,
     config: TrainingConfig,
     stop: threading.Event,
 ) -> None:
+    constant_wer = sweep.floors.constant_wer
     trainer = make_trainer(job.trainer, config, corpus)
     identity = {
         "sweep": job.sweep_key,
@@ -161,7 +163,7 @@ def _train(
     record(store, claim, reports, constant_wer)
     with Lease(store, claim, job.lease_seconds, lambda: trainer.step) as lease:
         # Step 5 comes before the next epoch, not after the last: a trial that comes back is judged again.
-        while not finish_if_over(job.spec, store, claim, config, reports, constant_wer):
+        while not finish_if_over(job.spec, store, sweep, claim, config, reports):
             if stop.is_set():
                 store.hand_back(claim, "interrupted")
                 return
@@ -213,12 +215,13 @@ VERDICTS = {"learned": "Learned", "never_learned": "Never learned", "collapsed":
 def finish_if_over(
     spec: SweepSpec,
     store: Store,
+    sweep: SweepRow,
     claim: Claim,
     config: TrainingConfig,
     reports: Sequence[EpochReport],
-    constant_wer: float,
 ) -> bool:
     """Steps 5 and 6: end the trial if it has ended by itself or is to be pruned; says whether it is over."""
+    constant_wer = sweep.floors.constant_wer
     wers = [r.wer for r in reports]
     ended = why_ended(reports, config, constant_wer)
     if ended == "diverged":
@@ -246,12 +249,14 @@ def finish_if_over(
         return True
     if spec.pruner.name == "none" or not reports:
         return False
-    siblings = [
-        [row.report() for row in rows]
-        for trial_id, rows in store.sweep_epochs(claim.sweep_id).items()
-        if trial_id != claim.trial_id
-    ]
-    decision = pruning.decide(reports, siblings, config, constant_wer, spec.pruner.grace_epochs)
+    trial = pruning.History(claim.number, reports, config, constant_wer)
+    decision = pruning.decide(
+        trial,
+        histories(spec, store, sweep, without=claim.trial_id),
+        sweep.floors,
+        dev_sequences=sweep.facts.get("dev_sequences"),
+        grace_epochs=spec.pruner.grace_epochs,
+    )
     if decision is None:
         return False
     log.info("trial %d pruned: %s", claim.number, decision.reason)
@@ -264,6 +269,22 @@ def finish_if_over(
         evidence=decision.evidence,
     )
     return True
+
+
+def histories(spec: SweepSpec, store: Store, sweep: SweepRow, without: int | None = None) -> list[pruning.History]:
+    """The sweep's trials as the rules see them, but for the one with the id `without`."""
+    rows = store.sweep_epochs(sweep.id)
+    return [
+        pruning.History(
+            trial.number,
+            [row.report() for row in rows[trial.id]],
+            config_of(spec, trial),
+            sweep.floors.constant_wer,
+            ended=trial.state.terminal,
+        )
+        for trial in store.trials(sweep.id)
+        if trial.id != without and rows.get(trial.id)
+    ]
 
 
 def tell(store: Store, study: Study, sweep_id: int) -> None:

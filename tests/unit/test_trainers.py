@@ -225,7 +225,7 @@ def test_a_divergence_is_told_without_a_learning_rate(home: Home, tmp_path: Path
     claim = store.claim(sweep.id, "worker", 60)
     assert claim is not None
     last = EpochReport(1, 10, {"dev/wer": float("nan")}, steps_in_epoch=10, skipped_steps=10)
-    assert worker.finish_if_over(SPEC, store, claim, SPEC.trainer, [last], 0.92)
+    assert worker.finish_if_over(SPEC, store, sweep, claim, SPEC.trainer, [last])
     trial = store.trials(sweep.id)[0]
     assert (trial.state, trial.verdict) == (TrialState.PRUNED, "diverged")
     assert trial.reason == "Diverged: 10 of 10 steps of epoch 1 were not finite."
