@@ -57,17 +57,17 @@ class Table:
 
 
 TABLES = (
-    Table("generated", GeneratedConfig(train=240, dev=110), 64, {"epochs": 24, "batch_size": 4}, 1.12),
+    Table("generated", GeneratedConfig(train=240, dev=110), 66, {"epochs": 24, "batch_size": 4}, 1.12),
     # More glosses, fewer examples of each, harder signers: slower to take off, and far from a WER of 0.
     Table(
         "generated-hard",
         GeneratedConfig(train=320, dev=110, glosses=80, noise=0.01, signer_variation=1.5, seed=1),
-        40,
+        42,
         {"epochs": 30, "batch_size": 8},
         1.12,
     ),
-    Table("asl", Path("data/asl"), 52, {"epochs": 24, "batch_size": 8}, 1.3),
-    Table("an4", SHARED / "an4", 36, {"epochs": 24, "batch_size": 8}, 4.0),
+    Table("asl", Path("data/asl"), 30, {"epochs": 24, "batch_size": 8}, 1.3),
+    Table("an4", SHARED / "an4", 22, {"epochs": 20, "batch_size": 8}, 4.0),
 )
 
 SCHEDULES: tuple[dict[str, Any], ...] = (
@@ -82,8 +82,7 @@ DROPOUTS = (0.0, 0.5)
 WARMUPS = (2, 5)
 
 LANES = (
-    *(Lane("shuffled labels", False, "input_not_used", {"learning_rate": r}, change=shuffled) for r in (3e-4, 1e-3)),
-    *(Lane("shuffled labels", False, "input_not_used", {"learning_rate": r}, change=shuffled) for r in (1e-4, 4e-3)),
+    *(Lane("shuffled labels", False, "input_not_used", {"learning_rate": r}, change=shuffled) for r in (1e-3, 4e-3, 3e-4)),
     Lane("zero features", False, "nothing_varies", {"learning_rate": 1e-3}, scale=0.0),
     Lane(
         "pixels, not normalised",
@@ -105,7 +104,8 @@ LANES = (
     Lane("time collapsed", False, "time_collapsed", {"learning_rate": 1e-3}, trainer=TimeCollapsed),
 )
 HEALTHY = Lane("", True, "")
-LANE_EPOCHS = 16
+LANE_EPOCHS = {"shuffled labels": 16, "time collapsed": 12}
+"""The other lanes are named by the check, before the first step: a few epochs show what they look like."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def runs_of(table: Table, count: int | None = None) -> list[Run]:
     plain = [Run(table, f"{n:03}", sampled(table, n)) for n in range(count or table.runs)]
     lanes = []
     for lane in LANES:
-        fixed = {"epochs": LANE_EPOCHS, "schedule": "constant", "probe_interval": 1}
+        fixed = {"epochs": LANE_EPOCHS.get(lane.name, 6), "schedule": "constant", "probe_interval": 1}
         config = TrainingConfig.model_validate({**table.config, **fixed, **lane.config})
         name = lane.name.replace(" ", "-").replace("/", "").replace(",", "")
         lanes.append(Run(table, f"{name}.{config.learning_rate:g}", config, lane))
