@@ -82,7 +82,10 @@ DROPOUTS = (0.0, 0.5)
 WARMUPS = (2, 5)
 
 LANES = (
-    *(Lane("shuffled labels", False, "input_not_used", {"learning_rate": r}, change=shuffled) for r in (1e-3, 4e-3, 3e-4)),
+    *(
+        Lane("shuffled labels", False, "input_not_used", {"learning_rate": r}, change=shuffled)
+        for r in (1e-3, 4e-3, 3e-4)
+    ),
     Lane("zero features", False, "nothing_varies", {"learning_rate": 1e-3}, scale=0.0),
     Lane(
         "pixels, not normalised",

@@ -8,10 +8,10 @@ import sys
 
 from pydantic import ValidationError
 
-from model.commands import check, diagnose, from_landmarks, generate, overfit, pack, train
+from model.commands import check, diagnose, from_landmarks, generate, overfit, pack, range_test, train
 from model.commands.options import OneLineParser
 
-COMMANDS = (check, train, diagnose, overfit, pack, generate, from_landmarks)
+COMMANDS = (check, train, diagnose, overfit, range_test, pack, generate, from_landmarks)
 
 
 def parser() -> argparse.ArgumentParser:

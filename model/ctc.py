@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from model.encoder import make_model, set_output_bias
 from model.evaluate import Evaluation, dev_metrics, evaluate, forward_of, sequence_losses, word_errors_of
 from model.floors import constant_posterior, floors
 from model.numerics import autocast, first_non_finite
-from model.probes import permuted_gap, swap_gap
+from model.probes import Losses, permuted_gap, swap_gap
 from model.schedule import learning_rate_at
 from model.types import EpochReport, Stopped, TrainingConfig, mixed_seed
 
@@ -62,6 +63,26 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What one step of the optimizer showed, taken or skipped."""
+
+    loss: float
+    """CTC loss summed over its sequences (nats)."""
+    glosses: int
+    norm: float
+    """Of the gradient of the loss per gloss, before clipping."""
+    suspect: Batch
+    """Its first batch whose loss was not finite, else its first one."""
+    change: float | None = None
+    """Root mean square of the change of all weights; None where nobody asked, and of a skipped step."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient were: else the step was skipped."""
+        return bool(np.isfinite(self.loss) and np.isfinite(self.norm))
+
+
 class CTCTrainer:
     """Trains the student on one corpus. See `model.types.Trainer` for the contract.
 
@@ -72,7 +93,9 @@ class CTCTrainer:
 
     def __init__(self, config: TrainingConfig, corpus: Corpus) -> None:
         self.config, self.corpus = config, corpus
-        if not corpus.train.fits(config.output_stride).any():
+        self.fits = corpus.train.fits(config.output_stride)
+        """Which training sequences have an alignment (N,); the others are left out."""
+        if not self.fits.any():
             raise CorpusError(
                 f"{corpus.folder}: no sentence of train has an alignment at output stride {config.output_stride}; "
                 "lower it, or check that these annotations belong to these features"
@@ -111,61 +134,30 @@ class CTCTrainer:
         """
         began = time.perf_counter()
         config, epoch = self.config, self.epoch + 1
-        torch.manual_seed(mixed_seed(config.seed, "dropout", epoch))
-        # The order is drawn over all sequences, so that every trial sees the same batches whatever its stride.
-        fits = self.corpus.train.fits(config.output_stride)
-        order = epoch_order(len(self.corpus.train), config.data_seed, epoch)
-        batches = np.array_split(order, range(config.batch_size, len(order), config.batch_size))
-        groups = [batches[i : i + config.accumulate] for i in range(0, len(batches), config.accumulate)]
+        groups = self.groups(epoch)
         sampled = set(((np.arange(STEP_SAMPLES) + 0.5) * len(groups) / STEP_SAMPLES).astype(int).tolist())
 
-        self.model.train()
+        self.begin(epoch)
         loss_sum, glosses, norms, ratios, skipped, not_finite = 0.0, 0, [], [], 0, ""
         for number, group in enumerate(groups):
             rate = learning_rate_at(self.updates, len(groups), self.dev_losses, config)
-            self.optimizer.zero_grad(set_to_none=True)
-            group_loss, group_glosses, suspect = 0.0, 0, None
-            for indices in group:
-                if should_stop():
-                    raise Stopped
-                self.step += 1
-                if not fits[indices].any():
-                    continue
-                batch = make_batch(self.corpus.train, indices[fits[indices]])
-                loss = self._loss(batch)
-                loss.backward()  # type: ignore[no-untyped-call]
-                value = loss.item()
-                if suspect is None or (np.isfinite(group_loss) and not np.isfinite(value)):
-                    suspect = batch
-                group_loss += value
-                group_glosses += int(batch.target_lengths.sum())
-            self.updates += 1
-            if suspect is None:
+            update = self.update(group, rate, should_stop, watched=number in sampled)
+            if update is None:
                 continue
-            # Nats per gloss over the whole group, so that accumulating equals one large batch.
-            for parameter in self.model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.div_(group_glosses)
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm).item()
-            if np.isfinite(group_loss) and np.isfinite(norm):
-                for settings in self.optimizer.param_groups:
-                    settings["lr"] = rate
-                before = [p.detach().clone() for p in self.model.parameters()] if number in sampled else None
-                self.optimizer.step()
-                if before is not None:
-                    ratios.append(self._rms_change(before) / rate)
-                self.lr_time += rate
-                norms.append(norm)
-                loss_sum += group_loss
-                glosses += group_glosses
+            if update.finite:
+                if update.change is not None:
+                    ratios.append(update.change / rate)
+                norms.append(update.norm)
+                loss_sum += update.loss
+                glosses += update.glosses
             else:
-                not_finite = not_finite or self._where_not_finite(suspect, epoch, number)
+                not_finite = not_finite or self._where_not_finite(update.suspect, epoch, number)
                 skipped += len(group)
 
         evaluation = self.evaluate(self.corpus.dev, should_stop)
         metrics = {
             "train/loss": loss_sum / glosses if glosses else float("nan"),
-            "train/infeasible": float((~fits).sum()),
+            "train/infeasible": float((~self.fits).sum()),
             "optim/lr": rate,
             "optim/grad_norm": float(np.mean(norms)) if norms else float("nan"),
             "optim/clipped": float(np.mean(np.array(norms) > config.clip_norm)) if norms else float("nan"),
@@ -185,12 +177,76 @@ class CTCTrainer:
             epoch,
             self.updates,
             metrics,
-            len(batches),
+            sum(map(len, groups)),
             skipped,
             self.lr_time,
             time.perf_counter() - began,
             not_finite,
         )
+
+    def groups(self, epoch: int) -> list[list[NDArray[np.int64]]]:
+        """The batches of an epoch (1 for the first), those of one update together: indices of training sequences."""
+        # The order is drawn over all sequences, so that every trial sees the same batches whatever its stride.
+        config, order = self.config, epoch_order(len(self.corpus.train), self.config.data_seed, epoch)
+        batches = np.array_split(order, range(config.batch_size, len(order), config.batch_size))
+        return [batches[i : i + config.accumulate] for i in range(0, len(batches), config.accumulate)]
+
+    def begin(self, epoch: int) -> None:
+        """Be ready to train an epoch: in training mode, with its dropout."""
+        torch.manual_seed(mixed_seed(self.config.seed, "dropout", epoch))
+        self.model.train()
+
+    def update(
+        self,
+        group: Sequence[NDArray[np.int64]],
+        rate: float,
+        should_stop: Callable[[], bool] = lambda: False,
+        *,
+        watched: bool = False,
+    ) -> Update | None:
+        """One step of the optimizer on these batches at this learning rate; skipped where something is not finite.
+
+        Args:
+            watched: measure how far the weights move.
+
+        Returns: what it showed; None where no target of these batches has an alignment.
+
+        Raises:
+            Stopped: `should_stop()` was true before a batch.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        group_loss, glosses, suspect = 0.0, 0, None
+        for indices in group:
+            if should_stop():
+                raise Stopped
+            self.step += 1
+            if not self.fits[indices].any():
+                continue
+            batch = make_batch(self.corpus.train, indices[self.fits[indices]])
+            loss = self._loss(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            value = loss.item()
+            if suspect is None or (np.isfinite(group_loss) and not np.isfinite(value)):
+                suspect = batch
+            group_loss += value
+            glosses += int(batch.target_lengths.sum())
+        self.updates += 1
+        if suspect is None:
+            return None
+        # Nats per gloss over the whole group, so that accumulating equals one large batch.
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(glosses)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm).item()
+        done = Update(group_loss, glosses, norm, suspect)
+        if not done.finite:
+            return done
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = rate
+        before = [p.detach().clone() for p in self.model.parameters()] if watched else None
+        self.optimizer.step()
+        self.lr_time += rate
+        return replace(done, change=self._rms_change(before)) if before is not None else done
 
     def measure_epoch_seconds(self, steps: int = 4) -> float:
         """Seconds an epoch will take, from a few training steps whose gradients are thrown away, and dev once.
@@ -200,8 +256,7 @@ class CTCTrainer:
         self.model.train()
         n, size = len(self.corpus.train), self.config.batch_size
         order = epoch_order(n, self.config.data_seed, 1)
-        fits = self.corpus.train.fits(self.config.output_stride)
-        order = order[fits[order]]
+        order = order[self.fits[order]]
         seconds = []
         for start in range(0, min(len(order), steps * size), size):
             began = time.perf_counter()
@@ -215,8 +270,13 @@ class CTCTrainer:
         self.evaluate(self.corpus.dev)
         return float(np.median(seconds)) * n / size + time.perf_counter() - began
 
-    def evaluate(self, split: Split, should_stop: Callable[[], bool] = lambda: False) -> Evaluation:
-        """Every sequence of a split in eval mode.
+    def evaluate(
+        self,
+        split: Split,
+        should_stop: Callable[[], bool] = lambda: False,
+        rows: NDArray[np.int64] | None = None,
+    ) -> Evaluation:
+        """A split, or these rows of it, in eval mode.
 
         Raises:
             Stopped: `should_stop()` was true before a batch.
@@ -227,8 +287,22 @@ class CTCTrainer:
             split,
             self.config.output_stride,
             self.config.eval_batch_size,
+            rows=rows,
             on_batch=self._watch(should_stop),
         )
+
+    def losses_of(self, split: Split, should_stop: Callable[[], bool] = lambda: False) -> Losses:
+        """What the probes ask for: the losses of rows of a split with features other than their own.
+
+        Calling it raises:
+            Stopped: `should_stop()` was true before a batch.
+        """
+        stride, size, on_batch = self.config.output_stride, self.config.eval_batch_size, self._watch(should_stop)
+
+        def losses(rows: NDArray[np.int64], features: Callable[[int], NDArray[np.float32]]) -> NDArray[np.float64]:
+            return sequence_losses(self.model, self.forward, split, rows, stride, size, features, on_batch)
+
+        return losses
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next epoch depends on, loadable with `weights_only=True`.
@@ -296,12 +370,7 @@ class CTCTrainer:
         takeoff = takeoff_epoch(self.dev_wers, floors(self.corpus, self.config.output_stride).constant_wer)
         if takeoff is not None and (epoch - takeoff) % interval:
             return {}
-        dev, stride, size = self.corpus.dev, self.config.output_stride, self.config.eval_batch_size
-        on_batch = self._watch(should_stop)
-
-        def losses(rows: NDArray[np.int64], features: Callable[[int], NDArray[np.float32]]) -> NDArray[np.float64]:
-            return sequence_losses(self.model, self.forward, dev, rows, stride, size, features, on_batch)
-
+        dev, stride, losses = self.corpus.dev, self.config.output_stride, self.losses_of(self.corpus.dev, should_stop)
         swap, permuted = (probe(dev, stride, evaluation.losses, losses) for probe in (swap_gap, permuted_gap))
         found = {
             "probe/sequences": float(swap.sequences),
@@ -313,9 +382,9 @@ class CTCTrainer:
         found = {key: value for key, value in found.items() if np.isfinite(value)}  # else there is no evidence
         if takeoff is not None:
             train = self.corpus.train
-            rows = np.flatnonzero(train.fits(stride))
+            rows = np.flatnonzero(self.fits)
             rows = rows[np.linspace(0, len(rows) - 1, min(TRAIN_SAMPLE, len(rows))).round().astype(np.int64)]
-            sample = evaluate(self.model, self.forward, train, stride, size, rows=rows, on_batch=on_batch)
+            sample = self.evaluate(train, should_stop, rows)
             references = [train.references[row] for row in rows]
             found["train/wer"] = word_errors_of(sample, references, self.corpus.vocabulary).wer
         return found

@@ -38,6 +38,10 @@ TRAINED_SHARE = 0.9
 """... and from this share on it is a trained one's. Between the two, in the first epochs of a slow run, the loss in
 eval mode lags behind that in training, as the batch statistics do."""
 
+LAGGING_LR_TIME = 0.06
+"""Below this sum of learning rates eval mode may lie flat while training comes down, on the same weights: batch norm's
+statistics of small weight changes lag behind. Runs at 2e-5 do so for half their epochs, up to a sum of 0.025."""
+
 SLOW_STEPS = 300
 """Steps after which the loss of a run with a fair learning rate has come down to that of knowing nothing."""
 
@@ -91,6 +95,10 @@ IDENTICAL_GAP = 1e-6
 
 TIME_USED_T = 5.0
 """Whether time has collapsed is judged once the swap gap is this clear."""
+
+TIME_USED_GAP = 0.04
+"""... and this large, as a share of the best constant posterior's loss: collapsed networks had 0.1 of it when they were
+named. At tiny rates a live run passes through a gap of 0.01, as clear, before frames and their order come to count."""
 
 ORDER_SHARE = 0.3
 """A permuted-time gap below this share of the swap gap, in the last UNUSED_PROBES probes: of networks that average over
@@ -225,7 +233,9 @@ def wrong_weights(run: Run) -> Finding | None:
     report, floors = run.reports[-1], run.floors
     loss, dev_loss, spread = (measured(report, k) for k in ("train/loss", "dev/loss", "spread/range"))
     trained = progress(loss, floors.uniform_loss, floors.constant_loss) > TRAINED_SHARE
-    if report.step <= UNTRAINED_STEPS or not (trained and is_flat(spread, dev_loss, floors)) or same_output(run):
+    lagging = 0 < report.lr_time < LAGGING_LR_TIME  # 0: not reported
+    flat = is_flat(spread, dev_loss, floors)
+    if report.step <= UNTRAINED_STEPS or lagging or not (trained and flat) or same_output(run):
         return None
     return Finding(
         "wrong_weights",
@@ -371,6 +381,8 @@ def time_collapsed(run: Run) -> Finding | None:
     if len(recent) < UNUSED_PROBES or not min(measured(r, "probe/swap_t") for r in recent) > TIME_USED_T:
         return None
     gaps = [(measured(r, "probe/swap_gap"), measured(r, "probe/permuted_gap")) for r in recent]
+    if not min(swap for swap, _ in gaps) > TIME_USED_GAP * run.floors.dev_constant_loss:
+        return None
     shares = [permuted / swap if swap > 0 else nan for swap, permuted in gaps]
     if not all(share < ORDER_SHARE for share in shares):
         return None

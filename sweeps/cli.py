@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -24,11 +25,12 @@ from model.corpus.annotations import CorpusError
 from model.diagnosis import takeoff_epoch
 from model.findings import finite
 from model.types import BUILT_IN
-from sweeps import display, runner, service
+from sweeps import display, ramp, runner, service
 from sweeps.errors import SweepError
 from sweeps.mirror import Mirror
 from sweeps.processes import stop_signals, this_runner
-from sweeps.records import SweepRow
+from sweeps.range_test import PICTURE
+from sweeps.records import DecisionRow, SweepRow
 from sweeps.settings import Home, find_home
 from sweeps.spec import load_spec
 from sweeps.store import Store
@@ -60,6 +62,9 @@ TrackingOption = Annotated[
         help="MLflow server to use. Default: a local one is started, its database in home",
     ),
 ]
+ALARMED = 3
+"""Exit code of `sweeps run` where the sweep alarmed and paused."""
+
 MIRROR_SECONDS = 20.0
 """What the mirror gets at the end to ship the rest."""
 
@@ -111,6 +116,16 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Train on a corpus in which the check finds a fatal fault")
     ] = False,
+    skip_range_test: Annotated[
+        bool, typer.Option("--skip-range-test", help="Begin without the learning-rate range test of the spec")
+    ] = False,
+    accept_proposal: Annotated[
+        bool,
+        typer.Option(
+            "--accept-proposal",
+            help="Go on after an alarm with the learning rates that it proposed, and one trial there",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check spec and corpus, print the plan, stop")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,6 +133,8 @@ def run(
 
     A sweep that was stopped or killed goes on when the same command is given again: same trials, same numbers.
     Raise its budget and run it again for more trials. Ctrl-C hands every trial back and ends cleanly.
+
+    A sweep in which nothing takes off pauses, says why, and ends with exit code 3; the same command goes on.
     """
     changes = {name: value for name, value in (("trials", trials), ("workers", workers)) if value is not None}
     spec = load_spec(spec_file, **changes)
@@ -138,8 +155,14 @@ def run(
     if tracking_uri:
         check_server(tracking_uri)  # before anything is written
     with stopping() as stop, opened(where, database) as store:
+        if accept_proposal:
+            service.proposal_of(service.find_sweep(store, spec.name))
         sweep = service.open_sweep(store, prepared)
-        outcome = run_prepared(store, sweep, prepared, where, database, tracking_uri, stop, as_json, words)
+        outcome = run_prepared(
+            *(store, sweep, prepared, where, database, tracking_uri, stop, as_json, words),
+            accept_proposal=accept_proposal,
+            skip_range_test=skip_range_test,
+        )
     raise typer.Exit(outcome)
 
 
@@ -169,6 +192,9 @@ def run_prepared(
     stop: threading.Event,
     as_json: bool,
     words: TextIO,
+    *,
+    accept_proposal: bool = False,
+    skip_range_test: bool = False,
 ) -> int:
     """Run the sweep, print what it came to, keep the dashboard open for a person; returns the exit code."""
     spec = prepared.spec
@@ -176,15 +202,18 @@ def run_prepared(
     with ExitStack() as stack:
         hold = stack.enter_context(ExitStack())
         # Not over, though nothing is left to do: its runner was killed between the last trial and the end.
-        work = runner.has_work(replace(sweep, budget=spec.budget.model_dump()), trials) or not sweep.state.terminal
+        planned = replace(sweep, budget=spec.budget.model_dump())
+        work = accept_proposal or runner.has_work(planned, trials) or not sweep.state.terminal
         if work:
             me = this_runner()  # held first: nothing of a sweep that another process runs is changed
             hold.enter_context(runner.holding(store, sweep, me))
         tracking = stack.enter_context(tracking_server(home, tracking_uri))
-        mirror = make_mirror(store, sweep, prepared, tracking)
+        mirror = make_mirror(store, sweep, prepared, home, tracking)
         try:
             if work and not stop.is_set():
                 store.update_budget(sweep.id, spec.budget.model_dump())
+                if accept_proposal:
+                    service.accept_proposal(store, sweep, spec)
                 mirror.ship()  # a refusal (a deleted experiment, say) shows before anything is trained
                 print(f"dashboard: {dashboard(store, sweep, tracking)}", file=words, flush=True)
                 job = Job(
@@ -200,6 +229,8 @@ def run_prepared(
                     log=home.logs(spec.name),
                     trainer=prepared.trainer,
                 )
+                if spec.range_test and not skip_range_test and ramp.is_due(sweep, trials):
+                    range_test(store, sweep, prepared, home, stop, words)
                 seen = {t.id: t.epochs for t in trials if not t.state.terminal}
                 with display.view(store.epochs, plain=as_json, out=words, seen=seen) as view:
                     runner.run(store, sweep, spec, job, me, mirror, view, stop)
@@ -214,14 +245,41 @@ def run_prepared(
         print_outcome(store, sweep, prepared, f"{address}open again with: {command}", words)
         if as_json:
             rows = store.trials(sweep.id)
-            what = result(sweep, rows, spec, prepared.corpus_config, tracking.shown, command)
+            found = service.conclusions_of(store, sweep)
+            what = result(sweep, rows, spec, prepared.corpus_config, tracking.shown, command, found)
             print(json.dumps(what, allow_nan=False), flush=True)
         if stays_open:
             print("\nThe dashboard stays open until Enter or Ctrl-C.", flush=True)
             wait_for_enter(stop)
     if sweep.state == "FAILED":
         return 1
-    return 130 if stop.is_set() and sweep.state != "COMPLETE" else 0
+    if stop.is_set() and sweep.state != "COMPLETE":
+        return 130
+    return ALARMED if sweep.state == "PAUSED" else 0
+
+
+def range_test(
+    store: Store, sweep: SweepRow, prepared: service.Prepared, home: Home, stop: threading.Event, words: TextIO
+) -> None:
+    """Stage 0: find the learning rates worth trying, and say so; nothing is kept of one that is interrupted."""
+    spec, pictures = prepared.spec, home.pictures(sweep.name)
+
+    def say(line: str) -> None:
+        print(f"range test: {line}", file=words, flush=True)
+
+    if why := ramp.reason_to_skip(spec, prepared.facts["trainer"], prepared.corpus):
+        say(why)
+        return
+    say("the learning rate rises step by step, before the first trial (--skip-range-test goes without)")
+    task = ramp.Ramp(spec, prepared.corpus_config, home.scans, home.logs(sweep.name) / "range-test.log", pictures)
+    with corpus_progress(words) as progress:
+        test = runner.run_range_test(task, stop, partial(progress, "range test"))
+    if test is None:
+        say("interrupted; it is made anew when the sweep is run again")
+        return
+    for line in ramp.keep(store, sweep, spec, test):
+        say(line)
+    say(f"its picture is {pictures / PICTURE}")
 
 
 def finish_mirror(mirror: Mirror) -> None:
@@ -230,7 +288,7 @@ def finish_mirror(mirror: Mirror) -> None:
         print(f"warning: MLflow did not take everything ({mirror.trouble}){rest}", file=sys.stderr)
 
 
-def make_mirror(store: Store, sweep: SweepRow, prepared: service.Prepared, tracking: Tracking) -> Mirror:
+def make_mirror(store: Store, sweep: SweepRow, prepared: service.Prepared, home: Home, tracking: Tracking) -> Mirror:
     """The mirror of this sweep into that server."""
     from tracking.mlflow_writer import open_experiment
 
@@ -247,9 +305,10 @@ def make_mirror(store: Store, sweep: SweepRow, prepared: service.Prepared, track
 
     def describe() -> str:
         now, rows = service.find_sweep(store, sweep.name), store.trials(sweep.id)
-        return description(now, rows, best_command(now, store, prepared))
+        found = service.conclusions_of(store, now, lessons=now.state != "RUNNING")
+        return description(now, rows, best_command(now, store, prepared), found)
 
-    return Mirror(store, sweep, prepared.spec, tags, open_, describe)
+    return Mirror(store, sweep, prepared.spec, tags, open_, describe, home.pictures(sweep.name))
 
 
 def best_command(sweep: SweepRow, store: Store, prepared: service.Prepared) -> str | None:
@@ -279,7 +338,8 @@ def print_outcome(
     store: Store, sweep: SweepRow, prepared: service.Prepared, dashboard_lines: str, words: TextIO
 ) -> None:
     rows, command = store.trials(sweep.id), best_command(sweep, store, prepared)
-    display.print_summary(sweep, rows, store.epochs, command, dashboard_lines, words)
+    found = service.conclusions_of(store, sweep)
+    display.print_summary(sweep, rows, store.epochs, command, dashboard_lines, found, words)
 
 
 def wait_for_enter(stop: threading.Event) -> None:
@@ -352,12 +412,13 @@ def show(
             words = service.ui_command(sweep.name, where, database, tracking_uri)
             uri = without_credentials(tracking_uri) if tracking_uri else store_uri(where.mlflow)
             rows = store.trials(sweep.id)
-            what = result(sweep, rows, spec, corpus, uri, words)
+            found = service.conclusions_of(store, sweep)
+            what = result(sweep, rows, spec, corpus, uri, words, found)
             if as_json:
                 print(json.dumps(what, allow_nan=False))
             else:
                 command = what["best"] and what["best"]["command"]
-                display.print_summary(sweep, rows, store.epochs, command, f"open with: {words}", sys.stdout)
+                display.print_summary(sweep, rows, store.epochs, command, f"open with: {words}", found, sys.stdout)
 
 
 def show_trial(store: Store, path: str, as_json: bool) -> None:
@@ -368,6 +429,7 @@ def show_trial(store: Store, path: str, as_json: bool) -> None:
     judgement = service.judgement_of(sweep, trial, rows)
     findings = judgement.findings if judgement else ()
     epochs_planned = len(rows) if trial.state.terminal else config_of(spec, trial).epochs
+    decision = store.decision(trial.id)
     standings = milestones.met(milestones.parse(spec.milestones), [r.report().wer for r in rows], epochs_planned)
     if as_json:
         epochs = [{"epoch": r.epoch, "phase": r.phase, **r.metrics} for r in rows]
@@ -380,6 +442,7 @@ def show_trial(store: Store, path: str, as_json: bool) -> None:
             "rule": trial.rule,
             "reason": trial.reason,
             "evidence": trial.evidence,
+            "decision": decision and decision.as_json(),
             "best_wer": trial.best_wer,
             "hyperparameters": trial.hyperparameters,
             "overrides": trial.overrides,
@@ -392,8 +455,11 @@ def show_trial(store: Store, path: str, as_json: bool) -> None:
         return
     print(f"{sweep.name}/{trial.name or trial.number}: {trial.state.value} {trial.verdict or ''}")
     print(f"  {parameters(trial)}\n  {sentence_about(trial)}")
-    if trial.evidence:
-        print("  " + "  ".join(f"{k}={v:.4g}" for k, v in trial.evidence.items()))
+    if decision:
+        for line in decision_lines(decision):
+            print(f"  {line}")
+    elif trial.evidence:
+        print(f"  {numbers(trial.evidence)}")
     takeoff = takeoff_epoch([r.report().wer for r in rows], sweep.facts["constant_wer"])
     print(f"  took off at epoch {takeoff}" if takeoff else "  has not taken off")
     for row in rows:
@@ -405,6 +471,24 @@ def show_trial(store: Store, path: str, as_json: bool) -> None:
         print(f"  {line}")
     if command:
         print(f"  {command}")
+
+
+def decision_lines(decision: DecisionRow) -> list[str]:
+    """What condemned a trial: what was measured beside what it was held against, and against whom."""
+    audited = decision.action == "audited"
+    lines = [f"condemned at epoch {decision.epoch} by {decision.rule}, as {decision.verdict}"]
+    if audited:
+        lines = [f"{lines[0]}, and audited: it ran on all the same", decision.reason, decision.counterfactual]
+    lines.append(f"measured   {numbers(decision.numbers)}")
+    if decision.thresholds:
+        lines.append(f"against    {numbers(decision.thresholds)}")
+    if decision.siblings:
+        lines.append(f"compared with trials {', '.join(map(str, decision.siblings))}")
+    return [line for line in lines if line]
+
+
+def numbers(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name}={value:.4g}" for name, value in values.items())
 
 
 @contextmanager

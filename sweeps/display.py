@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -15,7 +16,15 @@ from rich.text import Text
 
 from sweeps.records import EpochRow, SweepRow, TrialRow
 from sweeps.states import TrialState
-from sweeps.summary import best_trial, parameters, sentence_about, trial_label
+from sweeps.summary import (
+    Conclusions,
+    best_trial,
+    is_audit,
+    parameters,
+    sections,
+    sentence_about,
+    trial_label,
+)
 
 Epochs = Callable[[int], list[EpochRow]]
 """Reads a trial's epochs by its id."""
@@ -119,31 +128,50 @@ def _line(text: str, style: str = "") -> Text:
     return Text(" ".join(text.split()), style=style, no_wrap=True, overflow="ellipsis")
 
 
+WIDE = 120
+"""A terminal with fewer columns has no room for how a trial stood in the end, beside what it came to."""
+
+
 def trial_table(
-    title: str, trials: list[TrialRow], last_row: Callable[[TrialRow], EpochRow | None], *, one_line: bool = False
+    title: str,
+    trials: list[TrialRow],
+    last_row: Callable[[TrialRow], EpochRow | None],
+    *,
+    one_line: bool = False,
+    width: int = WIDE,
 ) -> Table:
-    """Trial, parameters, epoch, WER, spread, phase, verdict; with `one_line` no trial takes more than one."""
+    """Trial, parameters, epoch, WER, spread, phase, verdict; with `one_line` no trial takes more than one. Where that
+    may be more, and `width` is below WIDE, the state of the last epoch is left out.
+    """
     cell = _line if one_line else Text
+    left_out = () if one_line or width >= WIDE else ("WER", "spread", "phase")
     table = Table(title=title, title_justify="left")
     for name in ("trial", "state", "parameters", "epoch", "WER", "best", "spread", "phase", "verdict"):
-        is_number = name in ("epoch", "WER", "best", "spread")
-        table.add_column(cell(name), overflow="fold", justify="right" if is_number else "left")
+        if name not in left_out:
+            right, whole = name in ("epoch", "WER", "best", "spread"), name not in ("trial", "parameters")
+            table.add_column(
+                cell(name),
+                overflow="fold",
+                justify="right" if right else "left",
+                no_wrap=bool(left_out) and whole,
+            )
     for trial in trials:
         row = last_row(trial)
         metrics = row.metrics if row else {}
         wer, spread = metrics.get("dev/wer"), metrics.get("spread/time")
-        cells = [
-            trial_label(trial),
-            trial.state.value,
-            parameters(trial),
-            str(trial.epochs or ""),
-            "" if wer is None else f"{wer:.1%}",
-            "" if trial.best_wer is None else f"{trial.best_wer:.1%}",
-            "" if spread is None else f"{spread:.2f}",
-            row.phase if row else "checking" if trial.state is TrialState.RUNNING else "",
-        ]
         verdict = trial.verdict or ""
-        table.add_row(*map(cell, cells), cell(verdict, style=STYLES.get(verdict, "")))
+        cells = {
+            "trial": cell(trial_label(trial)),
+            "state": cell(trial.state.value),
+            "parameters": cell(parameters(trial)),
+            "epoch": cell(str(trial.epochs or "")),
+            "WER": cell("" if wer is None else f"{wer:.1%}"),
+            "best": cell("" if trial.best_wer is None else f"{trial.best_wer:.1%}"),
+            "spread": cell("" if spread is None else f"{spread:.2f}"),
+            "phase": cell(row.phase if row else "checking" if trial.state is TrialState.RUNNING else ""),
+            "verdict": cell(verdict, style=STYLES.get(verdict, "")),
+        }
+        table.add_row(*(text for name, text in cells.items() if name not in left_out))
     return table
 
 
@@ -161,32 +189,58 @@ def view(
 
 
 def print_summary(
-    sweep: SweepRow, trials: list[TrialRow], epochs: Epochs, command: str | None, dashboard: str, out: TextIO
+    sweep: SweepRow,
+    trials: list[TrialRow],
+    epochs: Epochs,
+    command: str | None,
+    dashboard: str,
+    found: Conclusions,
+    out: TextIO,
 ) -> None:
-    """The table once more, then the best trial, the pruned and the named ones, the command and the dashboard."""
+    """The table once more, the best trial, the pruned and the named ones, what was found out, the command and the
+    dashboard.
+    """
     width = None if out.isatty() else 160
     console = Console(file=out, width=width, soft_wrap=False, markup=False, emoji=False, highlight=False)
-    rows = {t.id: (found[-1] if (found := epochs(t.id)) else None) for t in trials}
-    console.print(trial_table(sweep.name, trials, lambda t: rows[t.id]))
+    rows = {t.id: (all_rows[-1] if (all_rows := epochs(t.id)) else None) for t in trials}
+    console.print(trial_table(sweep.name, trials, lambda t: rows[t.id], width=console.width))
     best = best_trial(trials)
 
     def say(text: str) -> None:
+        """As it stands: a command must not be broken."""
         console.print(text, soft_wrap=True)
+
+    def tell(sentence: str, indent: str = "  ") -> None:
+        """In a terminal no line breaks within a word."""
+        wide = console.width if out.isatty() else len(indent) + len(sentence)
+        further = f"{indent}  "
+        say(textwrap.fill(sentence, wide, initial_indent=indent, subsequent_indent=further, break_on_hyphens=False))
 
     state = ", ".join(filter(None, [sweep.state.value, sweep.reason]))
     say(f"\nSweep {sweep.name}: {state}. {sweep.seconds:.0f} s in all.")
     say(f"The best constant sentence ({sweep.facts['constant_sentence']!r}) scores {sweep.facts['constant_wer']:.1%}.")
     if best is not None:
         say(f"Best: trial {trial_label(best)}, dev WER {best.best_wer:.1%} at epoch {best.best_epoch}.")
-    for heading, chosen in (
-        ("Pruned:", [t for t in trials if t.state is TrialState.PRUNED]),
-        ("Failed:", [t for t in trials if t.state is TrialState.FAILED]),
-        ("Named:", [t for t in trials if t.name]),
-    ):
-        if chosen:
-            say(f"\n{heading}")
-            for trial in chosen:
-                say(f"  {sweep.name}/{trial.name or trial.number}: {sentence_about(trial)}")
+    told = [
+        (heading, [f"{sweep.name}/{t.name or t.number}: {sentence_about(t)}" for t in chosen])
+        for heading, chosen in (
+            ("Pruned", [t for t in trials if t.state is TrialState.PRUNED and not is_audit(t, found)]),
+            ("Failed", [t for t in trials if t.state is TrialState.FAILED]),
+            ("Named", [t for t in trials if t.name]),
+        )
+    ]
+    condemned = [(t, found.decisions[t.number]) for t in trials if is_audit(t, found)]
+    audits = [
+        f"{sweep.name}/{t.name or t.number}: {d.reason} {d.counterfactual} It ran on: {sentence_about(t)}"
+        for t, d in condemned
+    ]
+    told += [("Condemned, and run on as audits", audits), *sections(sweep, trials, found)]
+    for heading, sentences in told:
+        if sentences:
+            say("")
+            tell(f"{heading}:", indent="")
+            for sentence in sentences:
+                tell(sentence)
     if command:
         say(f"\nTrain the best configuration:\n  {command}")
     say(f"\nDashboard:\n  {dashboard}")

@@ -89,6 +89,28 @@ class TrialNotFound(SweepError):
         super().__init__(f"sweep {sweep!r} has no trial {wanted!r}: {way_out}")
 
 
+class NoProposal(SweepError):
+    """There are no learning rates to accept; `advice` is that of the sweep's alarm, if it has alarmed."""
+
+    def __init__(self, sweep: str, advice: str | None) -> None:
+        why = "has not alarmed" if advice is None else f"alarmed, but not for its learning rates ({advice})"
+        super().__init__(f"--accept-proposal: sweep {sweep!r} {why}: leave the option out to go on")
+
+
+class TrialsSpent(SweepError):
+    """A trial was to be added, and the sweep has all trials of its budget."""
+
+    def __init__(self, sweep: str, trials: int) -> None:
+        super().__init__(f"sweep {sweep!r} has all {trials} trials of its budget: raise budget.trials to add one")
+
+
+class RangeTestFailed(SweepError):
+    """A sweep's range test has no result."""
+
+    def __init__(self, why: str, log: str) -> None:
+        super().__init__(f"the range test failed ({why}): {log} has more; mend it, or begin with --skip-range-test")
+
+
 def _nearest(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from sweeps.records import EpochRow, Pending, SweepRow
+from sweeps.range_test import NUMBERS, PICTURE, config_of_test
+from sweeps.records import DecisionRow, EpochRow, Pending, SweepRow
 from sweeps.spec import SweepSpec
 from sweeps.states import TrialState
 from sweeps.store import Store
 from sweeps.summary import COLLAPSED, config_of
-from tracking.writer import EpochPoint, ExperimentWriter, RunStatus, RunWriter, TrackingRefused, TrackingUnavailable
+from tracking.writer import (
+    MAX_TAG_LENGTH,
+    EpochPoint,
+    ExperimentWriter,
+    RunStatus,
+    RunWriter,
+    TrackingRefused,
+    TrackingUnavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +56,11 @@ class Mirror:
         tags: Mapping[str, str],
         open_experiment: Callable[[], ExperimentWriter],
         describe: Callable[[], str],
+        pictures: Path | None = None,
     ) -> None:
+        """`pictures`: the sweep's folder of them."""
         self._store, self._sweep, self._spec, self._tags = store, sweep, spec, tags
+        self._pictures, self._range_test_shipped = pictures, False
         self._open, self._describe = open_experiment, describe
         self._experiment: ExperimentWriter | None = None
         self._runs: dict[int, RunWriter] = {}
@@ -127,6 +141,8 @@ class Mirror:
                 self._tag(experiment)  # refused as well if it is not this run alone
                 self._give_up(pending, str(error))
             shipped += 1
+        if not self._range_test_shipped:
+            self._ship_range_test(experiment)
         now = time.monotonic()
         if final or now - self._described_at > DESCRIBE_SECONDS:
             text = self._describe()
@@ -150,7 +166,7 @@ class Mirror:
         self._store.mark_mirrored(pending.trial.id, [row.epoch for row in pending.epochs], pending.trial.revision)
 
     def _ship_trial(self, experiment: ExperimentWriter, pending: Pending) -> None:
-        trial = pending.trial
+        trial, decision = pending.trial, pending.decision
         run = self._runs.get(trial.id)
         if run is None:
             # The key outlives a lost answer: a run created by a pass that died is found again.
@@ -171,6 +187,9 @@ class Mirror:
                 "collapse": str(trial.verdict in COLLAPSED).lower(),
                 "rule": trial.rule or "",
                 "reason": trial.reason,
+                "counterfactual": decision.counterfactual if decision else "",
+                "decision": decision_tag(decision) if decision else "",
+                "audited": str(bool(decision and decision.action == "audited")).lower(),
                 "attempt": str(trial.attempt),
                 "seed": str(config_of(self._spec, trial).seed),
             }
@@ -182,6 +201,47 @@ class Mirror:
         if trial.run_id != run.run_id:
             self._store.set_run_id(trial.id, run.run_id)
         self._mark(pending)
+
+    def _ship_range_test(self, experiment: ExperimentWriter) -> None:
+        """The sweep's range test, if it has one, as a run beside those of the trials: it has no `number`, and a `stage`
+        instead.
+        """
+        sweep = self._store.find_sweep(self._sweep.name)
+        assert sweep is not None
+        test = sweep.facts.get("range_test")
+        if test is None:
+            return
+        end = round(1000 * test["finished_at"])
+        try:
+            key = f"{sweep.name}@{sweep.created_at:.3f}/range-test"
+            run = experiment.run(key, "range test", end - round(1000 * test["seconds"]))
+            if sweep.facts.get("range_test_run") != run.run_id:  # else all of it is there
+                reason = " ".join(test["sentences"])
+                run.set_tags({**self._tags, "sweep": sweep.name, "stage": "range_test", "reason": reason})
+                config = config_of_test(self._spec).model_dump()
+                run.log_params({name: str(value) for name, value in config.items() if name != "learning_rate"})
+                run.log_epochs([_look(look, end) for look in test["looks"]])
+                for name in (PICTURE, NUMBERS):
+                    if self._pictures is not None and (self._pictures / name).exists():
+                        run.log_artifact(self._pictures / name)
+                run.set_status("FINISHED", end)
+                self._store.update_facts(sweep.id, {"range_test_run": run.run_id})
+        except TrackingRefused as error:
+            self._tag(experiment)  # refused as well if it is not this run alone
+            log.warning("the range test is left out of MLflow: %s", error)
+        self._range_test_shipped = True
+
+
+def _look(look: Mapping[str, float], timestamp_ms: int) -> EpochPoint:
+    step = int(look["step"])
+    return EpochPoint(step, timestamp_ms, {f"range_test/{k}": float(v) for k, v in look.items() if k != "step"})
+
+
+def decision_tag(decision: DecisionRow) -> str:
+    """The decision as JSON that fits into a tag: where it was compared with very many trials, only how many."""
+    content = decision.as_json()
+    text = json.dumps(content, allow_nan=False)
+    return text if len(text) <= MAX_TAG_LENGTH else json.dumps({**content, "siblings": len(decision.siblings)})
 
 
 def _point(row: EpochRow) -> EpochPoint:

@@ -1,18 +1,27 @@
-"""What differs between operating systems about processes: who is alive, and who hears Ctrl-C."""
+"""What differs between operating systems about processes: who is alive, who hears Ctrl-C, who is told to stop."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from sweeps.records import Runner
+
+log = logging.getLogger(__name__)
+
+ORPHAN_SECONDS = 30.0
+"""A process that was told to stop and cannot (a hanging read, say) leaves by force; a trial's lease runs out."""
 
 
 def this_runner() -> Runner:
@@ -51,6 +60,33 @@ def deaf_children() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, heard)
+
+
+def obedient(log_file: Path, pipe: Connection) -> threading.Event:
+    """Make this a process that works for its parent: it logs to that file, and is to stop when the event that is
+    returned is set: when its pipe breaks, or at SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("a", encoding="utf-8") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    threading.Thread(target=_listen, args=(pipe, stop), name="listen", daemon=True).start()
+    return stop
+
+
+def _listen(pipe: Connection, stop: threading.Event) -> None:
+    """The parent never writes: the pipe's end is its word to stop, or its death."""
+    with suppress(EOFError, OSError):
+        pipe.recv()
+    stop.set()
+    time.sleep(ORPHAN_SECONDS)
+    log.error("still here %.0f s after the word to stop: leaving at once", ORPHAN_SECONDS)
+    os._exit(1)
 
 
 @contextmanager

@@ -1,26 +1,86 @@
 """When to stop a trial before its end: pure rules, histories in, a decision with its reason out.
 
-In the plateau before takeoff WER is no evidence: at epoch 3 healthy runs show 100 % as well. There a trial is
-stopped only if it is futile: the siblings that took off say how much cumulative learning rate ("LR-time") they had
-an epoch before, and how far their log-probs then moved with time; a trial that will come nowhere near either within
-its epochs goes. After takeoff the best WER so far is compared, at rungs counted from takeoff.
+In the plateau before takeoff WER is no evidence: at epoch 3 healthy runs show 100 % as well. What tells a run that
+will not win from one that starts slowly is how its dev loss compares, at the same distance from the start, with those
+of the trials that came out best; WER takes over as the run goes on. From both follows where the trial would end if it
+went on as they did, how sure that is, and so its chance to beat the best. A trial is stopped when that chance is too
+small for the epochs it still costs.
+
+It is called dead only on other evidence: too little learning rate left to take off at all, or probes that find its
+input unused. All else that is stopped is too slow to win, and called that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import isfinite
-from statistics import median
+from itertools import accumulate
+from math import exp, inf, isfinite, log, nan
+from statistics import NormalDist
 
-from model.diagnosis import Verdict, best_epoch, takeoff_epoch
+from model.diagnosis import Verdict, counted, run_findings, takeoff_epoch
 from model.floors import Floors
 from model.types import EpochReport, TrainingConfig
 
 Curve = Sequence[EpochReport]
 """Epochs 1, 2, ... of one trial."""
+
+GRACE_SHARE = 1 / 12
+"""No trial is stopped in this share of its epochs: the first loss of a run says little more than its initialisation."""
+
+FEWEST_GRACE_EPOCHS = 2
+"""... nor in its first epoch, however short it is."""
+
+ANCHORS = 4
+"""A trial is compared with so many of the best: a single one may have been lucky at that epoch."""
+
+WEIGHT_SLOPE = 1.6
+"""Weight of WER in a prediction once a trial has taken off, for each share of the epochs done, up to 1; dev loss has
+the rest. Regressions on the curve tables give about these weights, which add up to 1 by themselves: in the plateau WER
+tells nothing, from two thirds of the epochs on the loss adds nothing."""
+
+SPREAD_AT_START = 0.5
+"""Standard deviation of log(final WER) around its prediction, at the first epoch: a factor of 1.6 to either side. It
+falls evenly to SPREAD_AT_END, ..."""
+
+SPREAD_AT_END = 0.2
+"""... and not lower: learning runs drop by a quarter from one epoch to the next, even late."""
+
+PRIOR_TRIALS = 8
+"""The spread above counts as if so many trials of the sweep had shown it; those that ended by themselves add theirs."""
+
+LEAST_CHANCE = 0.18
+"""A trial is stopped when its chance to beat the best one is below this times the share of its epochs left: what it
+may win must be worth what it still costs. This is the one constant that trades epochs against regret."""
+
+LOSS_CAP = 2.0
+"""Dev losses above this multiple of that of knowing nothing are taken for it: how far a run has come towards the prior
+of the labels says little, a warm-up of two epochs is there a factor of three."""
+
+SMALLEST_WER = 0.005
+"""Lower WERs are taken for this one: near 0 a single word would be a large ratio."""
+
+SMALLEST_LOSS = 0.001
+"""... and so lower losses (nats per gloss)."""
+
+TAKEOFF_EXPONENT = 0.3
+"""LR-time at takeoff grows with the peak rate to this power: on ASL from 0.04 at 6e-5 to 0.28 at 3e-3. At high rates
+takeoff waits for steps, not for learning rate, so a low rate needs less than its siblings had."""
+
+FUTILE_SHARE = 1.0
+"""A trial is futile if it will have less than this share of the LR-time that its siblings' takeoffs ask of its rate."""
+
+FUTILE_LOSS = 1.05
+"""... while its loss is still above that of knowing nothing by this factor. Who has come down is on the way."""
+
+EXHAUSTED_FACTOR = 3.0
+"""A trial in the plateau is exhausted when it has had so many times the LR-time, and the epochs, of the slowest
+sibling's takeoff."""
+
+FATAL = ("input_not_used", "time_collapsed")
+"""Findings of the diagnosis that stop a trial in the plateau whatever its siblings do: its probes prove it dead."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +94,44 @@ class History:
     """Dev WER of the best constant sentence (fraction)."""
     ended: bool = False
     """It gets no more epochs: finished, or stopped."""
+    stopped: bool = False
+    """A rule stopped it: its best WER is not what it would have come to."""
 
     @cached_property
     def takeoff(self) -> int | None:
         """Epoch of takeoff (1-based), if there was one."""
         return takeoff_epoch([report.wer for report in self.reports], self.constant_wer)
 
-FUTILE_SHARE = 0.4
-"""A trial is futile if it will reach less than this share of what every sibling had before it took off: between
-healthy runs of one corpus LR-time at takeoff differs 2.5-fold."""
+    @cached_property
+    def lowest_wers(self) -> list[float]:
+        """Lowest finite dev WER until each epoch, that of the best constant sentence at most (fraction)."""
+        return _lowest((report.wer for report in self.reports), self.constant_wer)
 
-EXHAUSTED_FACTOR = 3.0
-"""... or if it has had so many times the LR-time, and the epochs, of the slowest sibling's takeoff."""
+    @cached_property
+    def lowest_losses(self) -> list[float]:
+        """Lowest finite dev loss until each epoch (nats per gloss); infinite before the first."""
+        return _lowest((report.value("dev/loss") for report in self.reports), inf)
 
-FIRST_RUNG = 8
-"""Epochs after takeoff at which WER is first compared; then 16, 32, ... Four were too few: the WER of a healthy run
-jumps by 20 points from one epoch to the next there."""
+    @property
+    def best_wer(self) -> float:
+        """Lowest WER so far, that of the best constant sentence at most (fraction)."""
+        return self.lowest_wers[-1]
 
-RUNG_SIBLINGS = 3
-"""A rung with fewer siblings decides nothing."""
+    @cached_property
+    def lost_to_warmup(self) -> float:
+        """Epochs at the peak rate that the warm-up costs: two trials are compared at equal epochs without them."""
+        config = self.config
+        return config.warmup_epochs * (1 - config.warmup_start_factor) / 2 if config.warmup_start_factor < 1 else 0.0
 
-RUNG_MARGIN = 0.10
-"""At a rung a trial is kept while it is within this WER of the best sibling, or not worse than the median one."""
+    def at(self, epoch: int) -> tuple[float, float]:
+        """Lowest WER and lowest dev loss until `epoch`, or its first or last epoch if that is nearer."""
+        place = min(max(epoch, 1), len(self.reports)) - 1
+        return self.lowest_wers[place], self.lowest_losses[place]
+
+
+def _lowest(values: Iterable[float], at_most: float) -> list[float]:
+    finite = (value if isfinite(value) else inf for value in values)
+    return list(accumulate(finite, min, initial=at_most))[1:]
 
 
 @dataclass(frozen=True)
@@ -98,110 +174,231 @@ def decide(
         siblings: the sweep's other trials, finished or not.
         floors: what knowing nothing scores on the sweep's corpus.
         dev_sequences: sequences of dev, where known.
-        grace_epochs: nothing is stopped before; default a fifth of the epochs, at least 4.
+        grace_epochs: nothing is stopped before; default a twelfth of the epochs, at least 2.
     """
-    curve, config = trial.reports, trial.config
-    if curve[-1].epoch < (grace_epochs or max(4, config.epochs // 5)):
+    epoch, epochs = trial.reports[-1].epoch, trial.config.epochs
+    if epoch < (grace_epochs or max(FEWEST_GRACE_EPOCHS, math.ceil(GRACE_SHARE * epochs))):
         return None
-    took_off = [(s.number, s.takeoff, s.reports) for s in siblings if s.takeoff]
-    if trial.takeoff is not None:
-        return _too_slow(curve, trial.takeoff, took_off)
-    if not took_off:
+    took_off = [s for s in siblings if s.takeoff]
+    if trial.takeoff is None:
+        dead = _dead(trial, floors, dev_sequences) or _futile(trial, took_off, floors) or _exhausted(trial, took_off)
+        if dead:
+            return dead
+    return _too_slow(trial, took_off, floors)
+
+
+def _dead(trial: History, floors: Floors, dev_sequences: int | None) -> Decision | None:
+    """Its probes find, after ample training, that it does not use its input."""
+    findings = run_findings(trial.reports, trial.config, floors, dev_sequences=dev_sequences)
+    found = next((finding for finding in findings if finding.code in FATAL), None)
+    if found is None:
         return None
-    return _futile(curve, took_off, config) or _exhausted(curve, took_off)
-
-
-TookOff = Sequence[tuple[int, int, Curve]]
-"""Number, epoch of takeoff and epochs of each sibling that took off."""
-
-
-def _futile(curve: Curve, took_off: TookOff, config: TrainingConfig) -> Decision | None:
-    """Rate too low: neither its LR-time nor its time spread will come near a takeoff in the epochs left."""
-    now = curve[-1]
-    # Their last epoch in the plateau: takeoff came somewhere in the next one. Who left in epoch 1 tells nothing.
-    compared = sorted(number for number, at, s in took_off if at > 1 and isfinite(_time_spread(s[at - 2])))
-    before_takeoff = [s[at - 2] for _, at, s in took_off if at > 1 and isfinite(_time_spread(s[at - 2]))]
-    half = curve[(len(curve) - 1) // 2]
-    spread, before = _time_spread(now), _time_spread(half)
-    if not before_takeoff or not isfinite(spread) or not isfinite(before):
-        return None  # without its numbers the rule does not judge
-    left = config.epochs - now.epoch
-    steps = now.step / now.epoch
-    lr_time_end = now.lr_time + left * steps * config.learning_rate  # as if at its peak rate from here on
-    lr_time_needed = min(r.lr_time for r in before_takeoff)
-    growth = max(0.0, spread - before) / max(1, now.epoch - half.epoch)
-    spread_end = spread + left * growth
-    spread_needed = min(map(_time_spread, before_takeoff))
-
-    if not (lr_time_end < FUTILE_SHARE * lr_time_needed and spread_end < FUTILE_SHARE * spread_needed):
-        return None
-    # Every update was skipped so far, and no epoch is left: then no rate can be named.
-    rate = config.learning_rate * FUTILE_SHARE * lr_time_needed / lr_time_end if lr_time_end else math.inf
     return Decision(
-        "futile",
+        found.code,
         "never_learned",
-        f"Not learning: by its last epoch ({config.epochs}) it would have {lr_time_end:.2g} of cumulative learning "
-        f"rate and a time spread of {spread_end:.2g} nats; {len(before_takeoff)} other trials had at least "
-        f"{lr_time_needed:.2g} and {spread_needed:.2g} before they took off (stopped at epoch {now.epoch}, under "
-        f"{FUTILE_SHARE:.0%} of both; WER {now.wer:.1%}).",
-        f"A learning rate above {rate:.1e} would have kept it.",
-        now.epoch,
-        {"lr_time_end": lr_time_end, "spread_end": spread_end},
-        {"lr_time_needed": lr_time_needed, "spread_needed": spread_needed, "share": FUTILE_SHARE},
-        tuple(compared),
+        f"Not learning as of epoch {trial.reports[-1].epoch}: {found.evidence}",
+        f"What would have kept it: {found.would_change[0].lower()}{found.would_change[1:]}",
+        trial.reports[-1].epoch,
+        {} if found.number is None or not isfinite(found.number) else {"number": found.number},
+        {} if found.threshold is None else {"threshold": found.threshold},
     )
 
 
-def _time_spread(report: EpochReport) -> float:
-    """NaN where the trainer does not report it."""
-    return report.metrics.get("spread/time", math.nan)
+def _loss_ratio(trial: History, floors: Floors) -> float:
+    """The lower of train and dev loss, as a multiple of that of knowing nothing; NaN without either."""
+    train = min((v for r in trial.reports if isfinite(v := r.value("train/loss"))), default=nan)
+    ratios = (train / floors.constant_loss, trial.lowest_losses[-1] / floors.dev_constant_loss)
+    return min((ratio for ratio in ratios if isfinite(ratio)), default=nan)
 
 
-def _exhausted(curve: Curve, took_off: TookOff) -> Decision | None:
+def _futile(trial: History, took_off: Sequence[History], floors: Floors) -> Decision | None:
+    """Rate too low: the learning rate left to it will not suffice for a takeoff."""
+    now, config = trial.reports[-1], trial.config
+    # Takeoff came somewhere in its epoch: the LR-time before is the least that may have sufficed.
+    asked = [(s.reports[s.takeoff - 2].lr_time, s) for s in took_off if s.takeoff and s.takeoff > 1]
+    needs = [(had * min(1.0, config.learning_rate / s.config.learning_rate) ** TAKEOFF_EXPONENT, s) for had, s in asked]
+    ratio = _loss_ratio(trial, floors)
+    if not needs or not now.lr_time or not ratio > FUTILE_LOSS:
+        return None  # without its numbers the rule does not judge
+    needed, nearest = min(needs, key=lambda each: each[0])
+    left = config.epochs - now.epoch
+    lr_time_end = now.lr_time + left * now.step / now.epoch * config.learning_rate  # as if at its peak from here on
+    if not lr_time_end < FUTILE_SHARE * needed:
+        return None
+    kept = config.learning_rate * (FUTILE_SHARE * needed / lr_time_end) ** (1 / (1 - TAKEOFF_EXPONENT))
+    return Decision(
+        "futile",
+        "never_learned",
+        f"Not learning: after {counted(now.epoch, 'epoch')} its loss is still {ratio:.1f} times that of knowing "
+        f"nothing, and by its last epoch ({config.epochs}) it would have {lr_time_end:.2g} of cumulative learning rate "
+        f"where the {counted(len(needs), 'trial')} that took off ask at least {needed:.2g} of a rate as low (trial "
+        f"{nearest.number} took off at epoch {nearest.takeoff} with a rate of {nearest.config.learning_rate:.2g}).",
+        f"A learning rate of {kept:.1e}, or a loss within {FUTILE_LOSS - 1:.0%} of that of knowing nothing, would have "
+        "kept it.",
+        now.epoch,
+        {"lr_time_end": lr_time_end, "loss_ratio": ratio},
+        {"lr_time_needed": needed, "share": FUTILE_SHARE, "loss_ratio_least": FUTILE_LOSS},
+        tuple(sorted(s.number for _, s in needs)),
+    )
+
+
+def _exhausted(trial: History, took_off: Sequence[History]) -> Decision | None:
     """Still in the plateau long after every sibling that took off, in epochs and in LR-time."""
-    now = curve[-1]
-    latest = max(at for _, at, _ in took_off)
-    most = max(s[at - 1].lr_time for _, at, s in took_off)
-    if now.epoch < EXHAUSTED_FACTOR * latest or now.lr_time < EXHAUSTED_FACTOR * most:
+    now = trial.reports[-1]
+    latest = max((s.takeoff for s in took_off if s.takeoff), default=None)
+    if latest is None or now.epoch < EXHAUSTED_FACTOR * latest:
+        return None
+    most = max(s.reports[s.takeoff - 1].lr_time for s in took_off if s.takeoff)
+    if now.lr_time < EXHAUSTED_FACTOR * most:
         return None
     return Decision(
         "exhausted",
         "never_learned",
         f"Not learning: WER {now.wer:.1%} after {now.epoch} epochs and {now.lr_time:.2g} of cumulative learning rate; "
-        f"the slowest of {len(took_off)} trials that took off needed {latest} epochs and {most:.2g} "
-        f"({EXHAUSTED_FACTOR:g} times both are allowed).",
-        "A lower learning rate may have changed this.",
+        f"the slowest of {counted(len(took_off), 'trial')} that took off needed {counted(latest, 'epoch')} and "
+        f"{most:.2g} ({EXHAUSTED_FACTOR:g} times both are allowed).",
+        "A takeoff until now, or a lower learning rate, would have kept it.",
         now.epoch,
         {"lr_time": now.lr_time},
         {"latest_takeoff": latest, "lr_time_needed": most, "factor": EXHAUSTED_FACTOR},
-        tuple(sorted(number for number, _, _ in took_off)),
+        tuple(sorted(s.number for s in took_off)),
     )
 
 
-def _too_slow(curve: Curve, takeoff: int, took_off: TookOff) -> Decision | None:
-    """After takeoff: worse than the siblings were, as many epochs after theirs."""
-    since = curve[-1].epoch - takeoff
-    if since < FIRST_RUNG or since & (since - 1):
+@dataclass(frozen=True)
+class Outlook:
+    """Where a trial would end if it went on as others did."""
+
+    wer: float
+    """The WER predicted (fraction)."""
+    log_wer: float
+    spread: float
+    """Standard deviation of the logarithm."""
+
+    def chance_below(self, wer: float) -> float:
+        """Probability of ending below a WER."""
+        return NormalDist(self.log_wer, self.spread).cdf(log(max(wer, SMALLEST_WER)))
+
+
+def wer_weight(trial: History, epoch: int) -> float:
+    """Weight of WER against dev loss in a prediction from a trial's first `epoch` epochs: none in the plateau."""
+    if trial.takeoff is None or epoch < trial.takeoff:
+        return 0.0
+    return min(1.0, WEIGHT_SLOPE * epoch / trial.config.epochs)
+
+
+def default_spread(share_done: float) -> float:
+    """Standard deviation of log(final WER) around its prediction, before a sweep has shown its own."""
+    return SPREAD_AT_END + (SPREAD_AT_START - SPREAD_AT_END) * (1 - share_done)
+
+
+def _best(siblings: Sequence[History], count: int = ANCHORS) -> list[History]:
+    """The siblings with the lowest WERs. One that a rule stopped counts only if there is no other: it would have come
+    to less.
+    """
+    whole = [s for s in siblings if not s.stopped]
+    return sorted(whole or siblings, key=lambda s: (s.best_wer, s.number))[:count]
+
+
+def _predicted(trial: History, anchors: Sequence[History], epoch: int, most: float) -> float:
+    """Logarithm of the WER at which `trial` would end, from its first `epoch` epochs: what each anchor came to, times
+    the ratio of the two trials at the same distance from the start; mean of the logarithms. Losses are `most` at most.
+
+    Where a trial took off later than an anchor, they are compared at the same distance from takeoff as well, with what
+    the anchor came to in as many epochs as are left; the more favourable of the two counts.
+    """
+    left = trial.config.epochs - epoch
+    logs = []
+    for anchor in anchors:
+        from_start = round(epoch - trial.lost_to_warmup + anchor.lost_to_warmup)
+        found = log(max(anchor.best_wer, SMALLEST_WER)) + _log_ratio(trial, epoch, anchor, from_start, most)
+        if trial.takeoff and anchor.takeoff and anchor.takeoff < trial.takeoff <= epoch:
+            from_takeoff = epoch - trial.takeoff + anchor.takeoff
+            then = log(max(anchor.at(from_takeoff + left)[0], SMALLEST_WER))
+            found = min(found, then + _log_ratio(trial, epoch, anchor, from_takeoff, most))
+        logs.append(found)
+    return sum(logs) / len(logs)
+
+
+def _log_ratio(trial: History, epoch: int, anchor: History, place: int, most: float) -> float:
+    """How far a trial at `epoch` is behind an anchor at `place`: the logarithms of the ratios of WER and loss, weighed
+    by the share of the trial's epochs that are done.
+    """
+    (wer, loss), (wer_then, loss_then) = trial.at(epoch), anchor.at(place)
+    by_wer = log(max(wer, SMALLEST_WER) / max(wer_then, SMALLEST_WER))
+    if not (isfinite(loss) and isfinite(loss_then)):
+        return by_wer
+    weight = wer_weight(trial, epoch)
+    here, there = (log(min(max(value, SMALLEST_LOSS), most)) for value in (loss, loss_then))
+    return weight * by_wer + (1 - weight) * (here - there)
+
+
+def outlook(trial: History, siblings: Sequence[History], floors: Floors) -> Outlook:
+    """Where a trial would end, judged by siblings that took off (at least one).
+
+    The spread begins as `default_spread`; each sibling that ended by itself adds how far it ended from what the other
+    ones would have predicted for it at this epoch.
+    """
+    epoch = trial.reports[-1].epoch
+    most = LOSS_CAP * floors.dev_constant_loss if isfinite(floors.dev_constant_loss) else inf
+    found = _predicted(trial, _best(siblings), epoch, most)
+    spread = default_spread(epoch / trial.config.epochs)
+    finished = [s for s in siblings if s.ended and not s.stopped and len(s.reports) > epoch]
+    squares = 0.0
+    if len(finished) > 1:
+        for place, sibling in enumerate(finished):
+            others = _best(finished[:place] + finished[place + 1 :])
+            squares += (log(max(sibling.best_wer, SMALLEST_WER)) - _predicted(sibling, others, epoch, most)) ** 2
+        spread = math.sqrt((PRIOR_TRIALS * spread**2 + squares) / (PRIOR_TRIALS + len(finished)))
+    return Outlook(exp(found), found, spread)
+
+
+def _too_slow(trial: History, took_off: Sequence[History], floors: Floors) -> Decision | None:
+    """It will hardly beat the best trial in the epochs left."""
+    now, config = trial.reports[-1], trial.config
+    if not took_off or (trial.takeoff is None and not isfinite(trial.lowest_losses[-1])):
+        return None  # in the plateau WER alone is no evidence
+    best = min(s.best_wer for s in took_off)
+    if trial.best_wer <= best:
         return None
-    mine = _best_until(curve, takeoff + since)
-    compared = [(number, at, s) for number, at, s in took_off if len(s) >= at + since]
-    others = [_best_until(s, at + since) for _, at, s in compared]
-    if len(others) < RUNG_SIBLINGS or mine <= median(others) or mine <= min(others) + RUNG_MARGIN:
+    seen = outlook(trial, took_off, floors)
+    chance, least = seen.chance_below(best), LEAST_CHANCE * (1 - now.epoch / config.epochs)
+    if chance >= least:
         return None
+    anchors = _best(took_off)
+    # How much lower its prediction would have to be for the least chance.
+    short = seen.log_wer - log(max(best, SMALLEST_WER)) - seen.spread * -NormalDist().inv_cdf(least)
+    weight = wer_weight(trial, now.epoch)
+    wer, loss = trial.at(now.epoch)
+    wers, losses = zip(
+        *(a.at(round(now.epoch - trial.lost_to_warmup + a.lost_to_warmup)) for a in anchors), strict=True
+    )
+    had = f"dev loss {loss:.2f} and best WER {wer:.1%}" if isfinite(loss) else f"best WER {wer:.1%}"
+    theirs = f"{_range(losses, '{:.2f}')} and {_range(wers, '{:.1%}')}" if isfinite(loss) else _range(wers, "{:.1%}")
+    what = "Learns, but too slowly to win" if trial.takeoff else "Would learn too late to win"
+    kept = (
+        f"A best WER of {wer * exp(-short / weight):.1%} by then would have kept it."
+        if weight >= 0.5 or not isfinite(loss)
+        else f"A dev loss of {loss * exp(-short / (1 - weight)):.2f} by then would have kept it."
+    )
     return Decision(
         "too_slow",
         "too_slow",
-        f"Learns, but too slowly to win: best WER {mine:.1%} {since} epochs after its takeoff at epoch {takeoff}; at "
-        f"that point {len(others)} other trials had {median(others):.1%} in the median and {min(others):.1%} at best.",
-        f"A WER of {max(median(others), min(others) + RUNG_MARGIN):.1%} would have kept it.",
-        curve[-1].epoch,
-        {"since_takeoff": since, "best_wer": mine},
-        {"median": median(others), "best": min(others), "margin": RUNG_MARGIN},
-        tuple(sorted(number for number, _, _ in compared)),
+        f"{what}: {had} after {now.epoch} of {config.epochs} epochs, where the best "
+        f"{counted(len(anchors), 'trial')} had {theirs}; going on as they did it would end near {seen.wer:.0%}, and "
+        f"its chance to beat {best:.1%} is {_percent(chance)}, too little for the epochs left.",
+        kept,
+        now.epoch,
+        {"best_wer": wer, "predicted_wer": seen.wer, "chance": chance} | ({"dev_loss": loss} if isfinite(loss) else {}),
+        {"wer_to_beat": best, "spread": seen.spread, "least_chance": least, "wer_weight": weight},
+        tuple(sorted(a.number for a in anchors)),
     )
 
 
-def _best_until(curve: Curve, epoch: int) -> float:
-    best = best_epoch([r.wer for r in curve[:epoch]])
-    assert best is not None  # it took off, so some WER was finite
-    return best[1]
+def _range(values: Sequence[float], form: str) -> str:
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _percent(chance: float) -> str:
+    return "under 0.1 %" if chance < 0.001 else f"{100 * chance:.1f} %"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
 
 from model.floors import Floors
 from model.types import METRICS, EpochReport
@@ -142,6 +142,34 @@ class EpochRow:
 
 
 @dataclass(frozen=True)
+class DecisionRow:
+    """Why a trial was condemned: stopped, or let run on all the same to see whether that was right. One a trial, the
+    first; see `sweeps.pruning.Decision`.
+    """
+
+    trial_id: int
+    number: int
+    """Of the trial."""
+    epoch: int
+    """The epoch after which it was condemned."""
+    rule: str
+    verdict: str
+    reason: str
+    counterfactual: str
+    """What would have kept it; empty where that was not kept."""
+    numbers: dict[str, float]
+    thresholds: dict[str, float]
+    siblings: list[int]
+    """Numbers of the trials it was compared with."""
+    action: Literal["stopped", "audited"]
+    recorded_at: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What is not of the trial, in JSON types only."""
+        return {name: value for name, value in asdict(self).items() if name not in ("trial_id", "number")}
+
+
+@dataclass(frozen=True)
 class Claim:
     """A worker's right to one trial, for as long as `attempt` is the trial's last and its lease was not reaped."""
 
@@ -165,3 +193,5 @@ class Pending:
 
     trial: TrialRow
     epochs: list[EpochRow]
+    decision: DecisionRow | None
+    """What condemned it, if anything did."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from threading import Event, Thread
 from typing import Protocol
 
-from sweeps.errors import DatabaseUnavailable, SweepBusy
+from model.range_test import RangeTest
+from sweeps.errors import DatabaseUnavailable, RangeTestFailed, SweepBusy
 from sweeps.mirror import Mirror
 from sweeps.processes import deaf_children, is_known_dead
+from sweeps.ramp import Failure, Progress, Ramp, ramp_process
 from sweeps.records import Runner, SweepRow, TrialRow
 from sweeps.spec import SweepSpec
 from sweeps.states import SweepState, TrialState
@@ -44,10 +46,14 @@ class View(Protocol):
 
 @dataclass
 class _Process:
-    """A worker process and the pipe by which it is told to stop; it stops as well when the pipe breaks."""
+    """A process and the pipe by which it is told to stop; it stops as well when the pipe breaks."""
 
     process: multiprocessing.process.BaseProcess
     pipe: Connection
+
+
+@dataclass
+class _Worker(_Process):
     job: Job
 
 
@@ -105,7 +111,7 @@ def run(
         study.fail_orphans(store.trials(sweep.id))
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
     mirror.start()
-    workers: list[_Process] = []
+    workers: list[_Worker] = []
     reason = "a fault of the runner"
     try:
         reason = _watch(store, sweep, job, spec.workers, runner, mirror, view, stop, workers)
@@ -125,6 +131,44 @@ def _check_ours(store: Store, sweep: SweepRow, runner: Runner) -> None:
         raise SweepBusy(sweep.name, str(_reread(store, sweep).runner or "another process"), 0)
 
 
+def run_range_test(ramp: Ramp, stop: Event, progress: Callable[[int, int], None]) -> RangeTest | None:
+    """Make a sweep's range test in a process of its own, which gives back all its memory; None if `stop` was set first.
+
+    Args:
+        progress: called with the steps done and their number.
+
+    Raises:
+        RangeTestFailed: it has no result; says why.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    theirs, ours = spawn.Pipe(duplex=False)
+    answers, answering = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=ramp_process, args=(ramp, theirs, answering), name="range test")
+    with deaf_children():
+        process.start()
+    theirs.close()
+    answering.close()
+    answer: RangeTest | Failure | None = None
+    try:
+        while answer is None and not stop.is_set():
+            if not answers.poll(POLL_SECONDS):
+                continue
+            match answers.recv():
+                case Progress(done, steps):
+                    progress(done, steps)
+                case other:
+                    answer = other
+    except (EOFError, OSError):  # it died
+        process.join(KILL_SECONDS)
+        answer = Failure(f"it died with exit code {process.exitcode}")
+    finally:
+        _end([_Process(process, ours)])
+        answers.close()
+    if isinstance(answer, Failure):
+        raise RangeTestFailed(answer.reason, str(ramp.log))
+    return answer
+
+
 def _watch(
     store: Store,
     sweep: SweepRow,
@@ -134,7 +178,7 @@ def _watch(
     mirror: Mirror,
     view: View,
     stop: Event,
-    workers: list[_Process],
+    workers: list[_Worker],
 ) -> str:
     """Keep `count` workers going; returns why that ended, empty if there was nothing left to do."""
     started, deaths, epochs_at_death = 0, 0, -1
@@ -150,8 +194,9 @@ def _watch(
             reaped_at = time.monotonic()
         exits = [w.process.exitcode for w in workers]  # before the rows: what a worker wrote last is then among them
         trials = store.trials(sweep.id)
-        view.update(_reread(store, sweep), trials, mirror.trouble and f"MLflow is away, rows wait: {mirror.trouble}")
-        if all(code == 0 for code in exits):
+        now = _reread(store, sweep)
+        view.update(now, trials, mirror.trouble and f"MLflow is away, rows wait: {mirror.trouble}")
+        if all(code == 0 for code in exits) or now.state is SweepState.PAUSED:  # a worker has raised the alarm
             return ""
         dead = [w for w, code in zip(workers, exits, strict=True) if code not in (None, 0)]
         if not dead:
@@ -184,7 +229,7 @@ def _reread(store: Store, sweep: SweepRow) -> SweepRow:
     return found
 
 
-def _start(job: Job) -> _Process:
+def _start(job: Job) -> _Worker:
     index = job.worker.rpartition("/")[2]
     job = replace(job, log=job.log / f"worker-{index}.log")
     spawn = multiprocessing.get_context("spawn")
@@ -193,10 +238,10 @@ def _start(job: Job) -> _Process:
     with deaf_children():
         process.start()
     theirs.close()
-    return _Process(process, ours, job)
+    return _Worker(process, ours, job)
 
 
-def _end(workers: list[_Process]) -> None:
+def _end(workers: Sequence[_Process]) -> None:
     """Ask, wait, and only then force."""
     for worker in workers:
         worker.pipe.close()
@@ -211,7 +256,7 @@ def _end(workers: list[_Process]) -> None:
         _join(workers, KILL_SECONDS)
 
 
-def _join(workers: list[_Process], seconds: float) -> None:
+def _join(workers: Sequence[_Process], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     for worker in workers:
         worker.process.join(max(0.0, deadline - time.monotonic()))
@@ -222,6 +267,8 @@ def _close(store: Store, sweep_id: int, reason: str, interrupted: bool) -> None:
     trials = store.trials(sweep_id)
     if not has_work(sweep, trials):
         store.set_sweep_state(sweep_id, SweepState.COMPLETE, "all trials of its budget are done")
+    elif sweep.state is SweepState.PAUSED:
+        return  # by an alarm, which is its reason
     elif interrupted:
         store.set_sweep_state(sweep_id, SweepState.PAUSED, reason or "interrupted; run it again to go on")
     elif reason:

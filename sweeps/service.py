@@ -15,12 +15,12 @@ from model.corpus.synthetic import generate
 from model.diagnosis import Judgement, judge
 from model.floors import Floors, floors
 from model.types import BUILT_IN
-from sweeps.errors import SpecChanged, SweepNotFound, TrainerChanged
+from sweeps.errors import NoProposal, SpecChanged, SweepNotFound, TrainerChanged
 from sweeps.records import EpochRow, PlannedTrial, SweepRow, TrialRow
 from sweeps.settings import Home
 from sweeps.spec import SpecError, SweepSpec, differing_paths, digest
 from sweeps.store import Store
-from sweeps.summary import config_of, program, shell_line
+from sweeps.summary import Conclusions, conclusions, config_of, program, shell_line
 from sweeps.trainers import (
     described,
     load_trainer,
@@ -154,6 +154,32 @@ def corpus_of(sweep: SweepRow) -> CorpusConfig:
     return CorpusConfig.model_validate(sweep.spec["found"])
 
 
+def proposal_of(sweep: SweepRow) -> dict[str, float]:
+    """The bounds of the learning rate, `low` and `high`, that a sweep's alarm proposes.
+
+    Raises:
+        NoProposal: it has not alarmed, or its alarm proposes none.
+    """
+    alarm = sweep.facts.get("alarm")
+    if alarm is None or alarm["proposal"] is None:
+        raise NoProposal(sweep.name, alarm and alarm["advice"])
+    return dict(alarm["proposal"])
+
+
+def accept_proposal(store: Store, sweep: SweepRow, spec: SweepSpec) -> None:
+    """From now on the sampler draws learning rates from the bounds that the sweep's alarm proposed, and a trial at
+    their (geometric) middle comes first. Done again it changes nothing.
+
+    Raises:
+        NoProposal: see `proposal_of`.
+        TrialsSpent: the budget has no trial left for it.
+    """
+    bounds = proposal_of(sweep)
+    middle = float(f"{math.sqrt(bounds['low'] * bounds['high']):.2g}")
+    store.enqueue(sweep.id, PlannedTrial("proposal", {**spec.in_the_space({}), "learning_rate": middle}, {}, True))
+    store.update_facts(sweep.id, {"learning_rate_bounds": {**bounds, "by": "alarm"}})
+
+
 def find_sweep(store: Store, name: str) -> SweepRow:
     """
     Raises:
@@ -174,6 +200,12 @@ def find_trial(store: Store, path: str) -> tuple[SweepRow, TrialRow]:
     name, _, trial = path.partition("/")
     sweep = find_sweep(store, name)
     return sweep, store.trial(sweep.id, trial)
+
+
+def conclusions_of(store: Store, sweep: SweepRow, *, lessons: bool = True) -> Conclusions:
+    """What a sweep came to so far; `lessons`, what it learned of its parameters, take a look at every epoch."""
+    epochs = store.sweep_epochs(sweep.id) if lessons else None
+    return conclusions(sweep, store.trials(sweep.id), store.decisions(sweep.id), spec_of(sweep), epochs)
 
 
 def judgement_of(sweep: SweepRow, trial: TrialRow, rows: Sequence[EpochRow]) -> Judgement | None:

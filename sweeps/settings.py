@@ -35,6 +35,9 @@ class Home:
     def logs(self, sweep: str) -> Path:
         return self.root / "logs" / sweep
 
+    def pictures(self, sweep: str) -> Path:
+        return self.root / "pictures" / sweep
+
 
 def find_home(given: Path | None) -> Home:
     """`--home`, else `SWEEPS_HOME`, else `.sweeps` in the working directory; always absolute."""

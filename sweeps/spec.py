@@ -10,10 +10,10 @@ import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model import milestones
 from model.corpus.data import CorpusConfig
@@ -102,9 +102,158 @@ class Sampler(Section):
     startup_trials: int = Field(10, ge=1, description="tpe: so many trials are spread over the space before it learns")
 
 
-class Pruner(Section):
-    name: Literal["plateau", "none"] = "plateau"
-    grace_epochs: int | None = Field(None, ge=1, description="no trial is pruned before; default: a fifth, at least 4")
+def _named(value: Any) -> Any:
+    """A name alone stands for a section of that name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class NoPruner(Section):
+    """Every trial runs to its end."""
+
+    name: Literal["none"] = "none"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_stored_before(cls, value: Any) -> Any:
+        # Until there were several pruners, `none` was stored with the grace epochs of the other.
+        return {k: v for k, v in value.items() if k != "grace_epochs"} if isinstance(value, Mapping) else value
+
+
+class Pruning(Section):
+    """What all pruners have in common."""
+
+    audit_share: float = Field(0.1, ge=0, le=1, description="share of condemned trials that run on all the same")
+
+
+class Plateau(Pruning):
+    """The rules of `sweeps.pruning`."""
+
+    name: Literal["plateau"] = "plateau"
+    grace_epochs: int | None = Field(
+        None, ge=1, description="no trial is pruned before; default: a twelfth, at least 2"
+    )
+
+
+class _Interval(Pruning):
+    n_warmup_steps: int = Field(0, ge=0, description="no trial is pruned before this epoch")
+    interval_steps: int = Field(1, ge=1, description="epochs between two checks")
+
+
+class _AmongComplete(_Interval):
+    n_startup_trials: int = Field(5, ge=0, description="no trial is pruned before so many are complete")
+    n_min_trials: int = Field(1, ge=1, description="nor at an epoch that fewer of them have reached")
+
+
+class Median(_AmongComplete):
+    """`optuna.pruners.MedianPruner`."""
+
+    name: Literal["median"] = "median"
+
+
+class Percentile(_AmongComplete):
+    """`optuna.pruners.PercentilePruner`."""
+
+    name: Literal["percentile"] = "percentile"
+    percentile: float = Field(ge=0, le=100, description="a trial must be among so many percent, the best")
+
+
+def _epochs_or_auto(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"{value!r}: write a number of epochs from 1, or auto")
+
+
+EpochsOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_epochs_or_auto)]
+
+
+class SuccessiveHalving(Pruning):
+    """`optuna.pruners.SuccessiveHalvingPruner`: asynchronous, which is ASHA."""
+
+    name: Literal["successive_halving"] = "successive_halving"
+    min_resource: EpochsOrAuto = Field("auto", description="epoch of the first rung; from 1")
+    reduction_factor: int = Field(
+        4, ge=2, description="one in so many passes a rung, and each rung is so many times as late"
+    )
+    min_early_stopping_rate: int = Field(0, ge=0, description="rungs left out at the beginning")
+    bootstrap_count: int = Field(0, ge=0, description="so many trials end at each rung before one may pass")
+
+    @model_validator(mode="after")
+    def _no_guess_for_bootstrap(self) -> SuccessiveHalving:
+        if self.bootstrap_count and self.min_resource == "auto":
+            raise ValueError("bootstrap_count needs a number as min_resource; set it, or leave bootstrap_count at 0")
+        return self
+
+
+class Hyperband(Pruning):
+    """`optuna.pruners.HyperbandPruner`."""
+
+    name: Literal["hyperband"] = "hyperband"
+    min_resource: int = Field(1, ge=1, description="epoch of the first rung in the most eager bracket")
+    max_resource: EpochsOrAuto = Field("auto", description="epochs of a whole trial; from 1")
+    reduction_factor: int = Field(
+        3, ge=2, description="one in so many passes a rung, and each rung is so many times as late"
+    )
+    bootstrap_count: int = Field(0, ge=0, description="so many trials end at each rung before one may pass")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Hyperband:
+        if self.max_resource == "auto":
+            if self.bootstrap_count:
+                raise ValueError(
+                    "bootstrap_count needs a number as max_resource; set it, or leave bootstrap_count at 0"
+                )
+        elif self.max_resource < self.min_resource:
+            raise ValueError(
+                f"max_resource {self.max_resource} is below min_resource {self.min_resource}: there would be no "
+                "bracket; raise it to the epochs of a trial"
+            )
+        return self
+
+
+class Threshold(_Interval):
+    """`optuna.pruners.ThresholdPruner`."""
+
+    name: Literal["threshold"] = "threshold"
+    lower: float | None = Field(None, description="a trial with a WER below is stopped (fraction)")
+    upper: float | None = Field(None, description="a trial with a WER above is stopped (fraction)")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Threshold:
+        if self.lower is None and self.upper is None:
+            raise ValueError("name a threshold: upper: 0.95, say")
+        if self.lower is not None and self.upper is not None and self.lower > self.upper:
+            raise ValueError(f"lower {self.lower:g} is above upper {self.upper:g}; swap them")
+        return self
+
+
+class Patient(Pruning):
+    """`optuna.pruners.PatientPruner`.
+
+    It wraps no pruner with rungs: those would move to wherever patience happens to ask.
+    """
+
+    name: Literal["patient"] = "patient"
+    patience: int = Field(ge=0, description="epochs that may be no better than those before")
+    min_delta: float = Field(0.0, ge=0, description="WER (fraction) by which they must be worse")
+    wrapped_pruner: Annotated[Median | Percentile | Threshold, Field(discriminator="name")] | None = Field(
+        None, description="asked when patience is out; none: the trial is stopped"
+    )
+
+    @field_validator("wrapped_pruner", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return _named(value)
+
+    @field_validator("wrapped_pruner")
+    @classmethod
+    def _one_share(cls, wrapped: Pruning | None) -> Pruning | None:
+        if wrapped is not None and wrapped.audit_share != type(wrapped).model_fields["audit_share"].default:
+            raise ValueError("audit_share belongs to the patient pruner itself; set it there")
+        return wrapped
+
+
+OptunaPruner: TypeAlias = Median | Percentile | SuccessiveHalving | Hyperband | Patient | Threshold
+Pruner: TypeAlias = Plateau | NoPruner | OptunaPruner
 
 
 class Budget(Section):
@@ -175,8 +324,10 @@ class SweepSpec(Section):
     space: SearchSpace = SearchSpace()
     first_trials: dict[str, dict[str, Any]] = Field(default_factory=dict)
     seed: int = Field(0, ge=0, lt=2**32)
+    range_test: bool = Field(True, description="find the learning rates worth trying, before the first trial")
     sampler: Sampler = Sampler()
-    pruner: Pruner = Pruner()
+    pruner: Pruner = Field(Plateau(), discriminator="name")
+    on_alarm: Literal["pause", "continue"] = Field("pause", description="what a sweep does where nothing takes off")
     budget: Budget = Budget()
     workers: int = Field(1, ge=1, le=64)
     milestones: str = Field(
@@ -184,10 +335,23 @@ class SweepSpec(Section):
         description="WERs hoped for, EPOCH:WER,...: `sweeps show` has what was met",
     )
 
-    @field_validator("sampler", "pruner", mode="before")
+    @field_validator("sampler", mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+        return _named(value)
+
+    @field_validator("pruner", mode="before")
+    @classmethod
+    def _plateau_unless_named(cls, value: Any) -> Any:
+        value = _named(value)
+        if not isinstance(value, Mapping):
+            return value
+        if value.get("name") == "wilcoxon":
+            raise ValueError(
+                "wilcoxon compares scores on the same folds or sentences; epochs of a curve are no such sample, and in "
+                "a plateau all of them are ties; take median, or patient around it"
+            )
+        return {"name": "plateau", **value}
 
     @field_validator("milestones")
     @classmethod
@@ -239,13 +403,17 @@ class SweepSpec(Section):
         """The named first trials: what the sampler would know them by, and what they override beyond that."""
         for name, values in self.first_trials.items():
             base = self.trainer.model_dump()
-            # What a trial does not name is the trainer's value, moved into the space: so the sampler can learn from it.
-            sampled = {
-                key: values.get(key, min(max(base[key], bounds.low), bounds.high))
-                for key, bounds in self.space.ranges().items()
-            }
+            sampled = self.in_the_space(values)
             overrides = {k: v for k, v in values.items() if k not in sampled and (v != base[k] or k in SEEDS)}
             yield PlannedValues(name, sampled, overrides, not overrides and self.space.contains(sampled))
+
+    def in_the_space(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A value for each parameter of the space. What `values` does not name is the trainer's, moved into the space:
+        so the sampler can learn from it.
+        """
+        base = self.trainer.model_dump()
+        ranges = self.space.ranges().items()
+        return {key: values.get(key, min(max(base[key], bounds.low), bounds.high)) for key, bounds in ranges}
 
     def training(self, number: int, hyperparameters: Hyperparameters, overrides: Hyperparameters) -> TrainingConfig:
         """The full config of one trial. All trials see the same batches; each has its own initialisation."""
@@ -269,8 +437,10 @@ class SweepSpec(Section):
         return said
 
     def identity(self) -> dict[str, Any]:
-        """What makes this sweep this sweep, as plain JSON: all but budget, workers, hopes, and the corpus' place."""
-        content = self.model_dump(mode="json", exclude={"budget", "workers", "milestones"})
+        """What makes this sweep this sweep, as plain JSON: all but how long and how it is run, hopes, and the corpus'
+        place.
+        """
+        content = self.model_dump(mode="json", exclude={"budget", "workers", "on_alarm", "milestones"})
         for place in ("path", "annotations", "vocabulary"):
             del content["corpus"][place]
         content["corpus"]["filter"] = self.corpus.filter or "none"
@@ -340,17 +510,24 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str = "") ->
     for fault in error.errors(include_url=False):
         loc = [str(part) for part in fault["loc"] if part != "[key]"]
         loc = [part if part.isprintable() else repr(part) for part in loc]  # a key may hold a line break
+        loc, known = _placed(model, loc)
         path = ".".join([where, *loc] if where else loc)
         if fault["type"] == "extra_forbidden":
-            known = _keys_at(model, loc[:-1])
             near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
             lines.append(f"{path}: unknown key; {hint}")
+        elif fault["type"] == "union_tag_invalid":  # a section that is one of several, told apart by their names
+            name, choices = fault["ctx"]["tag"], fault["ctx"]["expected_tags"].replace("'", "")
+            near = difflib.get_close_matches(name, choices.split(", "), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known here: {choices}"
+            lines.append(f"{path}.name: {name!r}: unknown; {hint}")
+        elif fault["type"] == "union_tag_not_found":
+            lines.append(f"{path}.name: is missing")
         elif fault["type"] == "missing":
             lines.append(f"{path}: is missing")
         elif fault["type"] == "invalid_key" or "[key]" in fault["loc"]:
             lines.append(f"{path}: a key must be text; write it in quotes")
-        elif fault["type"] in ("model_type", "dict_type"):
+        elif fault["type"] in ("model_type", "dict_type", "model_attributes_type"):
             lines.append(f"{path}: {fault['input']!r}: must be a mapping, `key: value`")
         elif fault["type"] == "value_error":
             text = str(fault["ctx"]["error"])
@@ -362,13 +539,27 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str = "") ->
     return lines
 
 
-def _keys_at(model: type[BaseModel], loc: Sequence[str]) -> list[str]:
-    """The known keys of the section at `loc`."""
+def _placed(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The path of a fault as the user wrote it, and the known keys of the section that its last key stands in.
+
+    Inside a section that is one of several, pydantic puts the name of that one into the path.
+    """
+    path: list[str] = []
+    holders, sections = [model], [model]
     for part in loc:
-        field = model.model_fields.get(part)
-        kinds = typing.get_args(field.annotation) or (field.annotation,) if field else ()
-        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not inner:
-            return []
-        model = inner[0]
-    return list(model.model_fields)
+        named = [s for s in sections if s.model_fields["name"].default == part] if len(sections) > 1 else []
+        if named:
+            sections = named
+            continue
+        path.append(part)
+        holders = sections
+        fields = [s.model_fields[part] for s in sections if part in s.model_fields]
+        sections = [section for field in fields for section in _sections(field.annotation)]
+    return path, [key for section in holders for key in section.model_fields]
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field of this type may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for kind in typing.get_args(annotation) for section in _sections(kind)]

@@ -43,12 +43,31 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 
 from sweeps import migrations, tables
-from sweeps.errors import DatabaseUnavailable, LeaseLost, SweepBusy, SweepExists, SweepNotFound, TrialNotFound
-from sweeps.records import Claim, EpochRow, Pending, PlannedTrial, Runner, SweepRow, TrialRow
+from sweeps.errors import (
+    DatabaseUnavailable,
+    LeaseLost,
+    SweepBusy,
+    SweepExists,
+    SweepNotFound,
+    TrialNotFound,
+    TrialsSpent,
+)
+from sweeps.records import Claim, DecisionRow, EpochRow, Pending, PlannedTrial, Runner, SweepRow, TrialRow
 from sweeps.states import SweepState, TrialState
-from sweeps.tables import epochs, now, sweeps, trials
+from sweeps.tables import decisions, epochs, now, sweeps, trials
 
-__all__ = ["Claim", "EpochRow", "Pending", "PlannedTrial", "Runner", "Store", "SweepRow", "TrialRow", "database_url"]
+__all__ = [
+    "Claim",
+    "DecisionRow",
+    "EpochRow",
+    "Pending",
+    "PlannedTrial",
+    "Runner",
+    "Store",
+    "SweepRow",
+    "TrialRow",
+    "database_url",
+]
 
 _BUSY_SECONDS = 30
 _PRAGMAS = (
@@ -63,6 +82,7 @@ _EPOCHS_AT_ONCE = 1_000
 
 _TRIAL = [trials.c[f.name] for f in fields(TrialRow)]
 _EPOCH = [epochs.c[f.name] for f in fields(EpochRow)]
+_DECISION = [(trials if f.name == "number" else decisions).c[f.name] for f in fields(DecisionRow)]
 _CLAIM = [trials.c["id" if f.name == "trial_id" else f.name] for f in fields(Claim)]
 _next_revision = trials.c.revision + 1
 
@@ -176,6 +196,35 @@ class Store:
         _check_finite(budget=budget)
         self._update_sweep(sweep_id, budget=budget)
 
+    def update_facts(self, sweep_id: int, facts: Mapping[str, Any]) -> None:
+        """Add what was found out since the sweep was made; a key that is there already gets the new value.
+
+        Raises:
+            ValueError: a number that is not finite.
+        """
+        _check_finite(facts=facts)
+        with self._write() as connection:
+            sweep = _lock_sweep(connection, sweep_id)
+            connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(facts={**sweep.facts, **facts}))
+
+    def raise_alarm(self, sweep_id: int, alarm: Mapping[str, Any], pause_because: str | None) -> bool:
+        """Keep `alarm` in the facts of a sweep that runs, and pause it for that reason; None lets it go on. A sweep
+        alarms once: False, and nothing is changed, where it has an alarm, or is not RUNNING.
+
+        Raises:
+            ValueError: a number that is not finite.
+        """
+        _check_finite(alarm=alarm)
+        with self._write() as connection:
+            sweep = _lock_sweep(connection, sweep_id)
+            if "alarm" in sweep.facts or sweep.state != SweepState.RUNNING:
+                return False
+            values: dict[str, Any] = {"facts": {**sweep.facts, "alarm": alarm}}
+            if pause_because is not None:
+                values |= {"state": SweepState.PAUSED, "reason": pause_because}
+            connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(**values))
+            return True
+
     def set_experiment(self, sweep_id: int, experiment_id: str) -> None:
         self._update_sweep(sweep_id, experiment_id=experiment_id)
 
@@ -235,6 +284,29 @@ class Store:
 
     # trials
 
+    def enqueue(self, sweep_id: int, planned: PlannedTrial) -> int:
+        """Let a trial wait that is to be claimed before the sampler is asked for another; returns its number. Where
+        the sweep has one of that name nothing is changed: a replay adds no second one.
+
+        Raises:
+            TrialsSpent: the budget has no trial left.
+            ValueError: a number that is not finite.
+        """
+        _check_finite(hyperparameters=planned.hyperparameters, overrides=planned.overrides)
+        with self._write() as connection:
+            sweep = _lock_sweep(connection, sweep_id)
+            there = connection.scalar(
+                select(trials.c.number).where(trials.c.sweep_id == sweep_id, trials.c.name == planned.name)
+            )
+            if there is not None:
+                return int(there)
+            number = _next_number(connection, sweep)
+            if number is None:
+                raise TrialsSpent(sweep.name, sweep.budget["trials"])
+            values = {"sweep_id": sweep_id, "number": number, "state": TrialState.WAITING, "evidence": {}}
+            connection.execute(insert(trials).values(**values, **asdict(planned), created_at=now()))
+            return number
+
     def claim(self, sweep_id: int, worker: str, lease_seconds: float) -> Claim | None:
         """The next trial for `worker`: one that waits (those with epochs behind them first, then the oldest), else a
         new one. None where the sweep is not RUNNING or its budget is used up. Exact under any number of processes.
@@ -260,11 +332,8 @@ class Store:
                 .limit(1)
             ).scalar()
             if trial_id is None:
-                last = connection.execute(
-                    select(func.max(trials.c.number)).where(trials.c.sweep_id == sweep_id)
-                ).scalar_one()
-                number = 0 if last is None else last + 1
-                if number >= sweep.budget["trials"]:
+                number = _next_number(connection, sweep)
+                if number is None:
                     return None
                 trial_id = connection.execute(
                     insert(trials)
@@ -374,8 +443,10 @@ class Store:
         reason: str,
         rule: str | None,
         evidence: Mapping[str, Any],
+        decision: DecisionRow | None = None,
     ) -> None:
-        """End the trial for good; `reason` is a sentence that says why.
+        """End the trial for good; `reason` is a sentence that says why, `decision` what stopped it, if anything did
+        (where the trial was condemned before, that decision stays).
 
         Raises:
             ValueError: `state` is not a terminal one, or a number is not finite.
@@ -385,6 +456,7 @@ class Store:
         _check_finite(evidence=evidence)
         self._update_mine(
             claim,
+            decision,
             state=state,
             verdict=verdict,
             reason=reason,
@@ -395,6 +467,24 @@ class Store:
             reserved_epochs=trials.c.epochs,
             revision=_next_revision,
         )
+
+    def audit(self, claim: Claim, decision: DecisionRow) -> None:
+        """Keep the decision against a trial that runs on all the same. A trial that was condemned before keeps that
+        decision.
+
+        Raises:
+            ValueError: a number is not finite.
+        """
+        self._update_mine(claim, decision, revision=_next_revision)
+
+    def decision(self, trial_id: int) -> DecisionRow | None:
+        """What condemned the trial, if anything did."""
+        found = self._decisions(decisions.c.trial_id == trial_id)
+        return found[0] if found else None
+
+    def decisions(self, sweep_id: int) -> list[DecisionRow]:
+        """What condemned each of the sweep's trials, by number."""
+        return self._decisions(trials.c.sweep_id == sweep_id)
 
     def hand_back(self, claim: Claim, reason: str) -> None:
         """Let the trial wait for another worker. The attempt does not count against it."""
@@ -503,7 +593,8 @@ class Store:
             ids = [trial.id for trial in found]
             unseen = and_(epochs.c.trial_id.in_(ids), epochs.c.mirrored_at.is_(None))
             waiting = _by_trial(connection, ids, unseen, _EPOCHS_AT_ONCE)
-        return [Pending(trial, waiting[trial.id]) for trial in found]
+            condemned = {row.trial_id: row for row in _decided(connection, trials.c.id.in_(ids))}
+        return [Pending(trial, waiting[trial.id], condemned.get(trial.id)) for trial in found]
 
     def set_run_id(self, trial_id: int, run_id: str) -> None:
         with self._write() as connection:
@@ -564,15 +655,26 @@ class Store:
         with self._write() as connection:
             return bool(connection.execute(update(sweeps).where(held).values(seconds=seconds, **values)).rowcount)
 
-    def _update_mine(self, claim: Claim, **values: Any) -> None:
+    def _update_mine(self, claim: Claim, decision: DecisionRow | None = None, **values: Any) -> None:
+        """Change the claimed trial, and keep the decision against it unless there is one."""
+        if decision is not None:
+            assert decision.trial_id == claim.trial_id
+            _check_finite(numbers=decision.numbers, thresholds=decision.thresholds)
         with self._write() as connection:
             if not connection.execute(update(trials).where(_mine(claim)).values(**values)).rowcount:
                 raise LeaseLost(claim.number, claim.attempt)
+            if decision is not None and not _decided(connection, trials.c.id == claim.trial_id):
+                row = {column.name: getattr(decision, column.name) for column in decisions.c}
+                connection.execute(insert(decisions).values({**row, "recorded_at": now()}))
 
     def _trials(self, *where: ColumnElement[bool]) -> list[TrialRow]:
         with self._read() as connection:
             rows = connection.execute(select(*_TRIAL).where(*where).order_by(trials.c.number))
             return [TrialRow(*row) for row in rows]
+
+    def _decisions(self, where: ColumnElement[bool]) -> list[DecisionRow]:
+        with self._read() as connection:
+            return _decided(connection, where)
 
 
 def _prepare_sqlite(engine: Engine) -> None:
@@ -620,6 +722,13 @@ def _budget_left(connection: Connection, sweep: Row[Any], more: int) -> bool:
     return bool(connection.execute(spent).scalar_one() + more <= total)
 
 
+def _next_number(connection: Connection, sweep: Row[Any]) -> int | None:
+    """The next free trial number of the (locked) sweep; None where its budget has no trial left."""
+    last = connection.scalar(select(func.max(trials.c.number)).where(trials.c.sweep_id == sweep.id))
+    number = 0 if last is None else int(last) + 1
+    return number if number < sweep.budget["trials"] else None
+
+
 def _mine(claim: Claim) -> ColumnElement[bool]:
     return and_(trials.c.id == claim.trial_id, trials.c.attempt == claim.attempt, trials.c.state == TrialState.RUNNING)
 
@@ -643,6 +752,12 @@ def _by_trial(
     for trial_id, *row in connection.execute(rows):
         found[trial_id].append(EpochRow(*row))
     return found
+
+
+def _decided(connection: Connection, where: ColumnElement[bool]) -> list[DecisionRow]:
+    """Decisions by the number of their trial."""
+    rows = select(*_DECISION).join_from(decisions, trials).where(where).order_by(trials.c.number)
+    return [DecisionRow(*row) for row in connection.execute(rows)]
 
 
 def _runner(sweep: Row[Any]) -> Runner | None:

@@ -1,9 +1,9 @@
-"""The only importer of optuna: what to try next, and a record of every trial in Optuna's own tables.
+"""Optuna as sampler and as record: what to try next, and a record of every trial in Optuna's own tables.
 
 The sampler is asked in memory, over our own rows. Optuna's TPE ranks every pruned trial behind every complete one,
 and pruned ones by their last step before their value, so that a dead trial that ended by patience outranks a good
-pruned one; over our rows each finished trial simply has its best WER. What Optuna's tables hold is the record that
-its dashboard shows, with states as they are.
+pruned one; over our rows each finished trial has the value of `value_for_sampler`, whatever ended it. What Optuna's
+tables hold is the record that its dashboard shows, with states as they are.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
-from model.types import Hyperparameters, mixed_seed
+from model.diagnosis import best_epoch, takeoff_epoch
+from model.types import EpochReport, Hyperparameters, mixed_seed
 from sweeps import states
 from sweeps.records import TrialRow
-from sweeps.spec import IntRange, Range, SweepSpec
+from sweeps.spec import FloatRange, IntRange, Range, SweepSpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -46,34 +47,85 @@ class _Given(optuna.samplers.BaseSampler):
         return self.values[param_name]
 
 
-def suggest(spec: SweepSpec, number: int, siblings: Sequence[TrialRow]) -> dict[str, Any]:
+def suggest(
+    spec: SweepSpec,
+    number: int,
+    siblings: Sequence[TrialRow],
+    curves: Mapping[int, Sequence[EpochReport]],
+    constant_wer: float,
+    *,
+    learning_rate: FloatRange | None = None,
+) -> dict[str, Any]:
     """Hyperparameters for trial `number`, learned from the sweep's other trials.
 
     The sampler's seed follows from the sweep's seed and the trial's number, so a sweep that goes on never repeats
-    itself. Trials outside the space, or with an override, are not shown to it; trials under way repel it (constant
-    liar, against several workers trying one thing).
+    itself. Trials with an override, or outside the space, are not shown to it: where the learning rate was narrowed,
+    TPE would place those beyond the new bounds upon them. So a sweep whose bounds were moved begins by spreading its
+    trials again. Trials under way repel the sampler (constant liar, against several workers trying one thing).
+
+    Args:
+        curves: epochs 1, 2, ... of each sibling, by its id.
+        constant_wer: dev WER of the best constant sentence (fraction).
+        learning_rate: bounds in place of the spec's: what a range test or an alarm has found.
     """
-    seen = [t for t in siblings if t.in_space and t.hyperparameters and t.number != number]
+    space = spec.space if learning_rate is None else spec.space.model_copy(update={"learning_rate": learning_rate})
+    known = [t for t in siblings if t.in_space and t.hyperparameters and t.number != number]
+    seen = [t for t in known if space.contains(t.hyperparameters or {})]
+    ranges = space.ranges()
     seed = mixed_seed(spec.seed, "sampler", number)
     if spec.sampler.name == "random":
         sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
     elif len(seen) < spec.sampler.startup_trials:
-        return _spread_out(spec, number)
+        return _spread_out(ranges, mixed_seed(spec.seed, "startup"), number)
     else:
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True)
-    distributions = _distributions(spec)
+    distributions = _distributions(ranges)
     study = optuna.create_study(sampler=sampler)
-    study.add_trials([_seen_by_sampler(trial, trial.hyperparameters or {}, distributions) for trial in seen])
+    study.add_trials([_seen_by_sampler(t, curves.get(t.id, ()), constant_wer, distributions) for t in seen])
     return study.ask(distributions).params
 
 
-def _spread_out(spec: SweepSpec, number: int) -> dict[str, Any]:
+def value_for_sampler(reports: Sequence[EpochReport], constant_wer: float, verdict: str | None) -> float:
+    """What a finished trial counts for with TPE, which knows values by their order alone. Lower is better.
+
+    1. It took off (0 to 1): by its best WER. Stopped early, as too slow, it stands behind all that were better at
+       the same epoch, as theirs only fell since. To guess what more epochs would have given it made no clear
+       difference over recorded runs: TPE tells the best tenth from the rest, and the rest only by where they are.
+    2. It took off and then diverged (1 to 2): by its best WER, behind all of those: its neighbours may diverge sooner.
+    3. It was stopped as too slow before it took off (2 to 3), which it might have done: by its lowest dev loss.
+    4. It never took off (3 to 4): by its lowest dev loss. Its WER is noise, 97 % as empty as 188 %; its loss falls
+       from the uniform output's to that of the best constant posterior and on, the nearer to takeoff the lower. This
+       matters while less than a tenth of the trials has taken off: then it leads to where they do. Without a loss: 4.
+    5. It diverged before takeoff, or has no epoch: infinite.
+
+    Args:
+        reports: epochs 1, 2, ... of the trial.
+        constant_wer: dev WER of the best constant sentence (fraction).
+        verdict: on the trial.
+    """
+    wers = [report.wer for report in reports]
+    diverged = verdict == "diverged"
+    if takeoff_epoch(wers, constant_wer) is not None:
+        best = best_epoch(wers)
+        assert best is not None
+        return diverged + _below_one(best[1])
+    if diverged or not reports:
+        return math.inf
+    losses = [loss for report in reports if math.isfinite(loss := report.value("dev/loss"))]
+    return (2 if verdict == "too_slow" else 3) + _below_one(min(losses, default=math.inf))
+
+
+def _below_one(value: float) -> float:
+    """0 to 1 for 0 to infinity, in the same order."""
+    return 1 - 1 / (1 + max(0.0, value))
+
+
+def _spread_out(ranges: Mapping[str, Range], seed: int, number: int) -> dict[str, Any]:
     """Point `number` of a scrambled Halton sequence: ten such points cover each range, ten random ones leave holes.
 
     Halton 1960; scrambling as in Owen 2017 (arXiv 1706.02808).
     """
-    ranges = spec.space.ranges()
-    sequence = qmc.Halton(len(ranges), scramble=True, rng=mixed_seed(spec.seed, "startup"))
+    sequence = qmc.Halton(len(ranges), scramble=True, rng=seed)
     point = sequence.fast_forward(number).random(1)[0]
     return {name: _at(bounds, share) for (name, bounds), share in zip(ranges.items(), point.tolist(), strict=True)}
 
@@ -86,23 +138,25 @@ def _at(bounds: Range, share: float) -> float | int:
 
 
 def _seen_by_sampler(
-    trial: TrialRow, values: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]
+    trial: TrialRow, reports: Sequence[EpochReport], constant_wer: float, distributions: Mapping[str, BaseDistribution]
 ) -> FrozenTrial:
-    if not trial.state.terminal:
-        return create_trial(state=TrialState.RUNNING, params=dict(values), distributions=dict(distributions))
-    if trial.best_wer is None and trial.state is not states.TrialState.PRUNED:
-        return create_trial(state=TrialState.FAIL, params=dict(values), distributions=dict(distributions))
-    # Diverged before any finite WER: a result, and the worst there is.
-    wer = math.inf if trial.best_wer is None else trial.best_wer
-    return create_trial(value=wer, params=dict(values), distributions=dict(distributions))
+    state, value = TrialState.RUNNING, None
+    if trial.state.terminal:
+        value = value_for_sampler(reports, constant_wer, trial.verdict)
+        ended_by_itself = trial.state in (states.TrialState.COMPLETE, states.TrialState.PRUNED)
+        state = TrialState.COMPLETE
+        if not ended_by_itself and value >= 1:  # a fault cut it short before it took off: it says nothing
+            state, value = TrialState.FAIL, None
+    params = dict(trial.hyperparameters or {})
+    return create_trial(state=state, value=value, params=params, distributions=dict(distributions))
 
 
-def _distributions(spec: SweepSpec) -> dict[str, BaseDistribution]:
+def _distributions(ranges: Mapping[str, Range]) -> dict[str, BaseDistribution]:
     return {
         name: IntDistribution(bounds.low, bounds.high, log=bounds.log)
         if isinstance(bounds, IntRange)
         else FloatDistribution(bounds.low, bounds.high, log=bounds.log)
-        for name, bounds in spec.space.ranges().items()
+        for name, bounds in ranges.items()
     }
 
 
@@ -120,7 +174,7 @@ class Study:
             storage=self._storage,
             load_if_exists=True,
         )
-        self._distributions = _distributions(spec)
+        self._distributions = _distributions(spec.space.ranges())
 
     def close(self) -> None:
         """Give the connections back; each thread's own session goes with its thread."""

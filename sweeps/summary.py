@@ -7,13 +7,17 @@ import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.corpus.data import CorpusConfig
+from model.diagnosis import TAKEOFF_MARGIN, counted
 from model.types import BUILT_IN, TrainingConfig
-from sweeps.records import SweepRow, TrialRow
+from sweeps.audit import AuditReport, audit_report
+from sweeps.learned import HOW, Lesson, learned
+from sweeps.records import DecisionRow, EpochRow, SweepRow, TrialRow
 from sweeps.spec import SweepSpec
 from sweeps.states import TrialState
 
@@ -91,6 +95,57 @@ def powershell_line(words: Sequence[str]) -> str:
     return " ".join(["&", *quoted] if quoted[0] != words[0] else quoted)
 
 
+@dataclass(frozen=True)
+class Conclusions:
+    """What a sweep came to beyond its trials."""
+
+    lessons: Sequence[Lesson]
+    """What it learned about each parameter it searched; empty where nobody asked."""
+    audit: AuditReport
+    decisions: Mapping[int, DecisionRow]
+    """What condemned a trial, by its number."""
+
+
+def conclusions(
+    sweep: SweepRow,
+    trials: Sequence[TrialRow],
+    decisions: Sequence[DecisionRow],
+    spec: SweepSpec,
+    epochs: Mapping[int, Sequence[EpochRow]] | None = None,
+) -> Conclusions:
+    """
+    Args:
+        decisions: against the trials.
+        epochs: of each trial, by its id; without them there are no lessons.
+    """
+    curves = {trial: [row.report() for row in rows] for trial, rows in (epochs or {}).items()}
+    lessons = [] if epochs is None else learned(trials, curves, spec, sweep.facts["constant_wer"])
+    planned = {trial.number: config_of(spec, trial).epochs for trial in trials if trial.hyperparameters}
+    by_number = {decision.number: decision for decision in decisions}
+    return Conclusions(lessons, audit_report(trials, decisions, planned), by_number)
+
+
+def sections(sweep: SweepRow, trials: Sequence[TrialRow], found: Conclusions) -> list[tuple[str, list[str]]]:
+    """What there is to say of a sweep as a whole: headings and sentences."""
+    alarm, test = sweep.facts.get("alarm"), sweep.facts.get("range_test")
+    said: list[tuple[str, list[str]]] = []
+    if alarm is not None:
+        floor = sweep.facts["constant_wer"] - TAKEOFF_MARGIN
+        since = sum(t.best_wer is not None and t.best_wer <= floor for t in trials)
+        later = [f"Since then {counted(since, 'trial')} took off."] if since else []
+        said.append(("Alarm", [alarm["sentence"], alarm["advice"], *later]))
+    if test is not None:
+        said.append(("Range test", list(test["sentences"])))
+    if found.lessons and any(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials):
+        alike: dict[str, list[str]] = {}
+        for lesson in found.lessons:
+            alike.setdefault(lesson.sentence, []).append(lesson.parameter)
+        said.append((f"What it learned ({HOW})", [f"{', '.join(names)}: {each}" for each, names in alike.items()]))
+    if found.audit.sentence:
+        said.append(("How often the rules were wrong", [found.audit.sentence]))
+    return said
+
+
 def result(
     sweep: SweepRow,
     trials: Sequence[TrialRow],
@@ -98,9 +153,10 @@ def result(
     corpus: CorpusConfig,
     tracking_uri: str,
     ui_command: str,
+    found: Conclusions,
 ) -> dict[str, Any]:
     """The sweep as one JSON object; WER is a fraction, and null where there was none."""
-    best = best_trial(trials)
+    best, test = best_trial(trials), sweep.facts.get("range_test")
     return {
         "sweep": sweep.name,
         "state": sweep.state.value,
@@ -116,6 +172,10 @@ def result(
             "hyperparameters": best.hyperparameters,
             "command": command_of(sweep, best, spec, corpus),
         },
+        "alarm": sweep.facts.get("alarm"),
+        "range_test": test and {name: value for name, value in test.items() if name != "looks"},
+        "learned": [lesson.as_json() for lesson in found.lessons],
+        "audit": found.audit.as_json(),
         "counts": {state.value: sum(t.state is state for t in trials) for state in TrialState},
         "trials": [
             {
@@ -123,7 +183,12 @@ def result(
                 "name": t.name,
                 "trial_state": t.state.value,
                 "verdict": t.verdict,
+                "rule": t.rule,
                 "reason": t.reason,
+                "counterfactual": (found.decisions[t.number].counterfactual or None)
+                if t.number in found.decisions
+                else None,
+                "audited": is_audit(t, found),
                 "best_wer": t.best_wer,
                 "epochs": t.epochs,
                 "hyperparameters": t.hyperparameters,
@@ -132,6 +197,12 @@ def result(
             for t in trials
         ],
     }
+
+
+def is_audit(trial: TrialRow, found: Conclusions) -> bool:
+    """Whether a rule condemned the trial and it ran on all the same."""
+    decision = found.decisions.get(trial.number)
+    return decision is not None and decision.action == "audited"
 
 
 def sentence_about(trial: TrialRow) -> str:
@@ -156,7 +227,7 @@ DESCRIPTION_LENGTH = 8000
 """What an MLflow tag holds."""
 
 
-def description(sweep: SweepRow, trials: Sequence[TrialRow], command: str | None) -> str:
+def description(sweep: SweepRow, trials: Sequence[TrialRow], command: str | None, found: Conclusions) -> str:
     """The sweep so far in Markdown, for the head of its MLflow experiment: as many trials as there is room for."""
     counts = Counter(t.state.value for t in trials)
     best = best_trial(trials)
@@ -169,6 +240,8 @@ def description(sweep: SweepRow, trials: Sequence[TrialRow], command: str | None
     ]
     if best is not None and command:
         lines += [f"Best: trial {trial_label(best)}, dev WER {best.best_wer:.1%}.", "", f"```\n{command}\n```", ""]
+    for heading, sentences in sections(sweep, trials, found):
+        lines += [f"**{heading}**", "", *(f"- {' '.join(sentence.split())}" for sentence in sentences), ""]
     lines += [
         "| trial | state | verdict | best WER | epochs | hyperparameters | why |",
         "|---|---|---|---|---|---|---|",
@@ -177,7 +250,8 @@ def description(sweep: SweepRow, trials: Sequence[TrialRow], command: str | None
     ranked = sorted(trials, key=lambda t: (t.best_wer is None, t.best_wer or 0.0, t.number))
     for shown, t in enumerate(ranked):
         wer = "" if t.best_wer is None else f"{t.best_wer:.1%}"
-        cells = [trial_label(t), t.state.value, t.verdict or "", wer, str(t.epochs), parameters(t), t.reason]
+        verdict = f"{t.verdict or ''}{' (audited)' if is_audit(t, found) else ''}"
+        cells = [trial_label(t), t.state.value, verdict, wer, str(t.epochs), parameters(t), t.reason]
         row = f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in cells)} |"
         room -= len(row) + 1
         if shown == 30 or room < 0:

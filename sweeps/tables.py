@@ -128,3 +128,20 @@ epochs = Table(
     Column("recorded_at", Double, nullable=False),
     Column("mirrored_at", Double),
 )
+
+decisions = Table(
+    "sweep_decisions",
+    metadata,
+    # One a trial: the first that condemned it.
+    Column("trial_id", ForeignKey("sweep_trials.id"), primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("rule", String, nullable=False),
+    Column("verdict", String, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("counterfactual", Text, nullable=False),
+    Column("numbers", json, nullable=False),
+    Column("thresholds", json, nullable=False),
+    Column("siblings", json, nullable=False),
+    Column("action", String(16), nullable=False),
+    Column("recorded_at", Double, nullable=False),
+)

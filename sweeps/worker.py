@@ -6,28 +6,29 @@ two loses at most the epoch in hand.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import signal
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from model.corpus.annotations import CorpusError
 from model.corpus.data import Corpus, CorpusConfig, load_corpus
-from model.diagnosis import best_epoch, is_best, phase_of, verdict_of
+from model.diagnosis import DIVERGED_SHARE, TAKEOFF_MARGIN, best_epoch, is_best, phase_of, verdict_of
 from model.early_stopping import why_ended
 from model.types import EpochReport, Hyperparameters, Stopped, TrainingConfig
 from sweeps import checkpoints, pruning
+from sweeps.alarm import alarm
+from sweeps.audit import is_audited
 from sweeps.errors import LeaseLost, SweepError
 from sweeps.lease import Lease
-from sweeps.records import Claim, EpochRow, SweepRow
-from sweeps.spec import SweepSpec
+from sweeps.optuna_pruners import decide_by
+from sweeps.processes import obedient
+from sweeps.records import Claim, DecisionRow, EpochRow, SweepRow
+from sweeps.spec import FloatRange, NoPruner, Plateau, SweepSpec
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
 from sweeps.study import Study, suggest
@@ -37,8 +38,6 @@ from sweeps.trainers import make_trainer, trainer_name
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.5
-ORPHAN_SECONDS = 30.0
-"""A worker that was told to stop and cannot (a hanging read, say) leaves by force; its trial's lease runs out."""
 
 
 @dataclass(frozen=True)
@@ -64,27 +63,7 @@ class Job:
 
 def worker_process(job: Job, pipe: Connection) -> None:
     """A worker as a process of its own: logs to its file, stops when its pipe breaks or at SIGTERM."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("a", encoding="utf-8") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    threading.Thread(target=_listen, args=(pipe, stop), name="listen", daemon=True).start()
-    work(job, stop)
-
-
-def _listen(pipe: Connection, stop: threading.Event) -> None:
-    """The parent never writes: the pipe's end is its word to stop, or its death."""
-    with contextlib.suppress(EOFError, OSError):
-        pipe.recv()
-    stop.set()
-    time.sleep(ORPHAN_SECONDS)
-    log.error("still here %.0f s after the word to stop: leaving at once", ORPHAN_SECONDS)
-    os._exit(1)
+    work(job, obedient(job.log, pipe))
 
 
 def work(job: Job, stop: threading.Event) -> None:
@@ -104,6 +83,7 @@ def work(job: Job, stop: threading.Event) -> None:
                 except LeaseLost as error:
                     log.warning("%s", error)
                 tell(store, study, sweep.id)
+                is_paused(job.spec, store, sweep)  # a trial that ended may be the one to alarm at
             elif _over(store, sweep.id):
                 return
             else:  # another worker's trial may yet come back
@@ -118,7 +98,7 @@ def _over(store: Store, sweep_id: int) -> bool:
 def _run_trial(
     job: Job, store: Store, study: Study, corpus: Corpus, sweep: SweepRow, claim: Claim, stop: threading.Event
 ) -> None:
-    values = _ask(job.spec, store, study, claim)
+    values = _ask(job.spec, store, study, sweep, claim)
     config = job.spec.training(claim.number, values, claim.overrides)
     try:
         _train(job, store, corpus, sweep, claim, config, stop)
@@ -132,13 +112,27 @@ def _run_trial(
         store.finish(claim, TrialState.FAILED, verdict=None, reason=reason, rule="fault", evidence={})
 
 
-def _ask(spec: SweepSpec, store: Store, study: Study, claim: Claim) -> Hyperparameters:
+def _ask(spec: SweepSpec, store: Store, study: Study, sweep: SweepRow, claim: Claim) -> Hyperparameters:
     """Step 2: the trial's hyperparameters, on our row first and with Optuna if the sampler may know of them."""
-    values = claim.hyperparameters or suggest(spec, claim.number, store.trials(claim.sweep_id))
+    values = claim.hyperparameters or _suggested(spec, store, sweep, claim)
     if claim.optuna_trial_id is None:
         optuna_trial_id = study.register(claim.number, claim.name, values) if claim.in_space else None
         store.set_hyperparameters(claim, dict(values), optuna_trial_id)
     return values
+
+
+def _suggested(spec: SweepSpec, store: Store, sweep: SweepRow, claim: Claim) -> Hyperparameters:
+    curves = {trial: [row.report() for row in rows] for trial, rows in store.sweep_epochs(sweep.id).items()}
+    bounds = _reread(store, sweep).facts.get("learning_rate_bounds")  # those of a range test or of an alarm, if any
+    rates = bounds and FloatRange(low=bounds["low"], high=bounds["high"], log=True)
+    siblings = store.trials(sweep.id)
+    return suggest(spec, claim.number, siblings, curves, sweep.floors.constant_wer, learning_rate=rates)
+
+
+def _reread(store: Store, sweep: SweepRow) -> SweepRow:
+    found = store.find_sweep(sweep.name)
+    assert found is not None
+    return found
 
 
 def _train(
@@ -166,6 +160,9 @@ def _train(
         while not finish_if_over(job.spec, store, sweep, claim, config, reports):
             if stop.is_set():
                 store.hand_back(claim, "interrupted")
+                return
+            if is_paused(job.spec, store, sweep):
+                store.hand_back(claim, "the sweep is paused")
                 return
             if not store.reserve_epoch(claim, trainer.epoch + 1):
                 store.hand_back(claim, "the sweep's budget is spent")
@@ -220,23 +217,17 @@ def finish_if_over(
     config: TrainingConfig,
     reports: Sequence[EpochReport],
 ) -> bool:
-    """Steps 5 and 6: end the trial if it has ended by itself or is to be pruned; says whether it is over."""
+    """Steps 5 and 6: end the trial if it has ended by itself or is to be pruned; says whether it is over.
+
+    A trial that is condemned and audited goes on, and no rule is asked about it again.
+    """
     constant_wer = sweep.floors.constant_wer
     wers = [r.wer for r in reports]
     ended = why_ended(reports, config, constant_wer)
     if ended == "diverged":
-        last, rate = reports[-1], reports[-1].metrics.get("optim/lr")
-        evidence: dict[str, float] = {
-            "epoch": last.epoch,
-            "steps": last.steps_in_epoch,
-            "skipped_steps": last.skipped_steps,
-        }
-        reason = (
-            f"Diverged: {last.skipped_steps} of {last.steps_in_epoch} steps of epoch {last.epoch} were not finite"
-            f"{f' at learning rate {rate:.2g}' if rate else ''}."
-        )
-        store.finish(claim, TrialState.PRUNED, verdict="diverged", reason=reason, rule="diverged", evidence=evidence)
+        _stop(store, sweep, claim, _diverged(reports[-1]))
         return True
+    condemned = store.decision(claim.trial_id)
     if ended is not None:
         verdict = verdict_of(wers, constant_wer)
         best = best_epoch(wers)
@@ -244,31 +235,86 @@ def finish_if_over(
         floor = f"the best constant sentence scores {constant_wer:.1%}"
         how = ENDINGS[ended].format(**config.model_dump())
         reason = f"{VERDICTS[verdict]}: {how}; {result}, {floor}."
+        if condemned:
+            reason += f" Audited: the rule {condemned.rule} would have stopped it at epoch {condemned.epoch}."
         evidence = {"constant_wer": constant_wer, "epochs": len(reports)}
         store.finish(claim, TrialState.COMPLETE, verdict=verdict, reason=reason, rule=ended, evidence=evidence)
         return True
-    if spec.pruner.name == "none" or not reports:
+    if isinstance(spec.pruner, NoPruner) or not reports or condemned:
         return False
     trial = pruning.History(claim.number, reports, config, constant_wer)
-    decision = pruning.decide(
-        trial,
-        histories(spec, store, sweep, without=claim.trial_id),
-        sweep.floors,
-        dev_sequences=sweep.facts.get("dev_sequences"),
-        grace_epochs=spec.pruner.grace_epochs,
-    )
+    siblings = histories(spec, store, sweep, without=claim.trial_id)
+    if isinstance(spec.pruner, Plateau):
+        decision = pruning.decide(
+            trial,
+            siblings,
+            sweep.floors,
+            dev_sequences=sweep.facts.get("dev_sequences"),
+            grace_epochs=spec.pruner.grace_epochs,
+        )
+    else:
+        decision = decide_by(spec.pruner, trial, siblings, study_name=sweep.name)
     if decision is None:
         return False
+    if is_audited(spec.seed, claim.number, spec.pruner.audit_share):
+        log.info("trial %d condemned, and audited: %s", claim.number, decision.reason)
+        store.audit(claim, DecisionRow(claim.trial_id, claim.number, action="audited", **_fields(decision)))
+        return False
+    _stop(store, sweep, claim, decision)
+    return True
+
+
+def _diverged(last: EpochReport) -> pruning.Decision:
+    rate = last.metrics.get("optim/lr")
+    return pruning.Decision(
+        "diverged",
+        "diverged",
+        f"Diverged: {last.skipped_steps} of {last.steps_in_epoch} steps of epoch {last.epoch} were not finite"
+        f"{f' at learning rate {rate:.2g}' if rate else ''}.",
+        f"At most {DIVERGED_SHARE:.0%} of the steps would have kept it: try a lower learning rate.",
+        last.epoch,
+        {"steps": last.steps_in_epoch, "skipped_steps": last.skipped_steps},
+        {"share": DIVERGED_SHARE},
+    )
+
+
+def _stop(store: Store, sweep: SweepRow, claim: Claim, decision: pruning.Decision) -> None:
     log.info("trial %d pruned: %s", claim.number, decision.reason)
     store.finish(
         claim,
         TrialState.PRUNED,
         verdict=decision.verdict,
-        reason=decision.reason,
+        reason=f"{decision.reason} {decision.counterfactual}",
         rule=decision.rule,
-        evidence=decision.evidence,
+        evidence={**decision.evidence, "constant_wer": sweep.floors.constant_wer},
+        decision=DecisionRow(claim.trial_id, claim.number, action="stopped", **_fields(decision)),
     )
-    return True
+
+
+def _fields(decision: pruning.Decision) -> dict[str, Any]:
+    return {**asdict(decision), "siblings": list(decision.siblings)}
+
+
+def is_paused(spec: SweepSpec, store: Store, sweep: SweepRow) -> bool:
+    """Whether the sweep is to go on no further for now. Where nothing takes off it alarms here, once."""
+    sweep = _reread(store, sweep)
+    if sweep.state is not SweepState.RUNNING:
+        return True
+    trials = store.trials(sweep.id)
+    took_off = sweep.floors.constant_wer - TAKEOFF_MARGIN
+    if "alarm" in sweep.facts or any(t.best_wer is not None and t.best_wer <= took_off for t in trials):
+        return False
+    failed = {trial.number for trial in trials if trial.state is TrialState.FAILED}
+    seen = [history for history in histories(spec, store, sweep) if history.number not in failed]
+    found = alarm(seen, sweep.floors, sweep.budget["trials"], sweep.facts.get("dev_sequences"))
+    if found is None:
+        return False
+    cause = found.cause.replace("_", " ")
+    reason = f"nothing takes off (likely cause: {cause}); run it again to go on all the same"
+    pause = spec.on_alarm == "pause"
+    if store.raise_alarm(sweep.id, found.as_json(), reason if pause else None):
+        log.warning("the sweep alarms: %s", found.sentence)
+    return pause
 
 
 def histories(spec: SweepSpec, store: Store, sweep: SweepRow, without: int | None = None) -> list[pruning.History]:
@@ -281,6 +327,7 @@ def histories(spec: SweepSpec, store: Store, sweep: SweepRow, without: int | Non
             config_of(spec, trial),
             sweep.floors.constant_wer,
             ended=trial.state.terminal,
+            stopped=trial.state is TrialState.PRUNED,
         )
         for trial in store.trials(sweep.id)
         if trial.id != without and rows.get(trial.id)

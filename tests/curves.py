@@ -15,9 +15,10 @@ STEPS = 60
 
 
 def report(epoch: int, wer: float, *, rate: float = 1e-3, spread: float = 1.0, lr_time: float | None = None,
-           steps: int = STEPS) -> EpochReport:  # fmt: skip
-    """One epoch of a run at a constant learning rate."""
+           steps: int = STEPS, loss: float = 0.5) -> EpochReport:  # fmt: skip
+    """One epoch of a run at a constant learning rate; `loss` is that of train and dev (nats per gloss)."""
     metrics = dict.fromkeys(METRICS, 0.5) | {"dev/wer": wer, "spread/time": spread, "optim/lr": rate}
+    metrics |= {"train/loss": loss, "dev/loss": loss}
     return EpochReport(
         epoch=epoch,
         step=epoch * steps,

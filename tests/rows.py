@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweeps.records import EpochRow, SweepRow, TrialRow
+from sweeps.records import DecisionRow, EpochRow, SweepRow, TrialRow
 from sweeps.states import SweepState, TrialState
 
 VALUES = {"learning_rate": 1e-3, "warmup_start_factor": 1.0, "dropout": 0.1, "patience": 5}
@@ -77,3 +77,21 @@ def epoch_row(epoch: int, wer: float | None = 0.5, **fields: Any) -> EpochRow:
         "phase": "plateau",
     }
     return EpochRow(**{**given, **fields})
+
+
+def decision_row(number: int, **fields: Any) -> DecisionRow:
+    """A trial that was stopped as too slow; `fields` win."""
+    given: dict[str, Any] = {
+        "trial_id": 100 + number,
+        "number": number,
+        "epoch": 6,
+        "rule": "too_slow",
+        "verdict": "too_slow",
+        "reason": "Learns, but too slowly.",
+        "counterfactual": "A WER of 50.0% would have kept it.",
+        "numbers": {"best_wer": 0.7},
+        "thresholds": {"median": 0.5},
+        "siblings": [1, 2, 3],
+        "action": "stopped",
+    }
+    return DecisionRow(**{**given, **fields})

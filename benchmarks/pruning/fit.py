@@ -24,11 +24,11 @@ from tables import CURVES, Recorded, read_tables
 from sweeps import pruning
 
 RANGES: dict[str, tuple[float, ...]] = {
-    "LEAST_CHANCE": (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25),
-    "SPREAD_AT_START": (0.3, 0.4, 0.5, 0.6),
-    "SPREAD_AT_END": (0.02, 0.05, 0.1, 0.15, 0.2, 0.3),
-    "EARLY_WEIGHT": (0.0, 0.1, 0.2, 0.3, 0.4),
+    "LEAST_CHANCE": (0.05, 0.1, 0.15, 0.2, 0.3),
+    "SPREAD_AT_START": (0.3, 0.4, 0.5, 0.6, 0.7),
+    "SPREAD_AT_END": (0.05, 0.1, 0.2, 0.3),
     "WEIGHT_SLOPE": (0.8, 1.0, 1.3, 1.6, 2.0),
+    "LOSS_CAP": (1.1, 1.5, 2.0, 100.0),
     "ANCHORS": (1, 2, 3, 4, 6),
     "PRIOR_TRIALS": (2, 4, 8, 16, 1000),
     "GRACE_SHARE": (1 / 12, 1 / 8, 1 / 6),

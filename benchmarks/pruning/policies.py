@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
+import optuna
 from sweep import MakePolicy, Stop, Trial
 
 from sweeps import pruning
+from sweeps.optuna_pruners import InMemoryPruner
+from sweeps.spec import Hyperband, Median, OptunaPruner, Patient, Percentile, SuccessiveHalving, Threshold
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,104 @@ def ours(_: int) -> Callable[[Trial, Sequence[Trial]], Stop | None]:
         return Stop.of(pruning.decide(trial.history, siblings, run.floors, dev_sequences=run.dev_sequences))
 
     return stops
+
+
+def ours_at(least_chance: float) -> MakePolicy:
+    """The rule with another trade-off between epochs and regret."""
+
+    def make(_: int) -> Callable[[Trial, Sequence[Trial]], Stop | None]:
+        shipped = ours(0)
+
+        def stops(trial: Trial, others: Sequence[Trial]) -> Stop | None:
+            kept, pruning.LEAST_CHANCE = pruning.LEAST_CHANCE, least_chance
+            try:
+                return shipped(trial, others)
+            finally:
+                pruning.LEAST_CHANCE = kept
+
+        return stops
+
+    return make
+
+
+def by_optuna(pruner: OptunaPruner | optuna.pruners.BasePruner, rule: str) -> MakePolicy:
+    """One of Optuna's pruners, on the WER of each epoch."""
+
+    def make(seed: int) -> Callable[[Trial, Sequence[Trial]], Stop | None]:
+        asked = InMemoryPruner(pruner, f"replay {seed}")
+        numbers: dict[str, int] = {}
+        told: set[str] = set()
+
+        def row(trial: Trial) -> tuple[int, list[float], Any]:
+            number = numbers.setdefault(trial.run.name, len(numbers))
+            state = "PRUNED" if trial.stop else "COMPLETE" if trial.over else "RUNNING"
+            return number, trial.run.wers[: trial.epochs], state
+
+        def stops(trial: Trial, others: Sequence[Trial]) -> Stop | None:
+            # Who was told to be over has not changed since.
+            news = [row(other) for other in others if other.run.name not in told]
+            told.update(other.run.name for other in others if other.over)
+            number, wers, _ = row(trial)
+            return Stop(rule, None) if asked.should_prune(number, wers, news) else None
+
+        return stops
+
+    return make
+
+
+def asha(grace: int, reduction_factor: int) -> MakePolicy:
+    """ASHA in its stopping form, as Ray Tune's AsyncHyperBandScheduler has it: at each rung a trial goes on if it is
+    among the best 1/eta of those that came there before it (Li et al. 2018, arXiv 1810.05934).
+    """
+
+    def make(_: int) -> Callable[[Trial, Sequence[Trial]], Stop | None]:
+        rungs: dict[int, list[float]] = defaultdict(list)
+
+        def stops(trial: Trial, others: Sequence[Trial]) -> Stop | None:
+            passed = math.log(trial.epochs / grace, reduction_factor) if trial.epochs >= grace else -1.0
+            if passed < 0 or abs(passed - round(passed)) > 1e-9:
+                return None
+            wer, before = trial.run.wers[trial.epochs - 1], rungs[trial.epochs]
+            cut = np.nanpercentile(before, 100 / reduction_factor) if before else math.inf
+            before.append(wer)
+            return None if wer <= cut else Stop("asha", None)
+
+        return stops
+
+    return make
+
+
+def optunas() -> Iterator[Named]:
+    """Optuna's pruners over a grid of settings each.
+
+    Not WilcoxonPruner: it tests whether paired values of many problems differ. The epochs of a curve are no sample, and
+    in the plateau they are ties.
+    """
+    for startup, warmup in product((1, 3, 5), (0, 2, 5, 8)):
+        median = Median(n_startup_trials=startup, n_warmup_steps=warmup)
+        settings: dict[str, Any] = {"startup": startup, "warmup": warmup}
+        yield Named("Median", settings, by_optuna(median, "median"))
+    for percentile, warmup in product((10.0, 25.0, 75.0), (2, 5, 8)):
+        section = Percentile(percentile=percentile, n_startup_trials=3, n_warmup_steps=warmup)
+        settings = {"percentile": percentile, "startup": 3, "warmup": warmup}
+        yield Named("Percentile", settings, by_optuna(section, "percentile"))
+    for least, factor in product((1, 2, 3, 4, 6, 8), (2, 3, 4)):
+        halving = SuccessiveHalving(min_resource=least, reduction_factor=factor)
+        settings = {"min_resource": least, "reduction_factor": factor}
+        yield Named("SuccessiveHalving", settings, by_optuna(halving, "successive_halving"))
+        yield Named("ASHA", {"grace": least, "reduction_factor": factor}, asha(least, factor))
+    for least, factor in product((1, 2, 4), (2, 3, 4)):
+        hyperband = Hyperband(min_resource=least, max_resource=24, reduction_factor=factor)
+        settings = {"min_resource": least, "reduction_factor": factor}
+        yield Named("Hyperband", settings, by_optuna(hyperband, "hyperband"))
+    for patience, wrapped in product((3, 5, 8), (None, Median(n_startup_trials=3))):
+        patient = Patient(patience=patience, wrapped_pruner=wrapped)
+        settings = {"patience": patience, "wrapped": "median" if wrapped else "none"}
+        yield Named("Patient", settings, by_optuna(patient, "patient"))
+    for upper, warmup in product((0.7, 0.9, 0.95, 0.98), (5, 10)):
+        threshold = Threshold(upper=upper, n_warmup_steps=warmup)
+        settings = {"upper": upper, "warmup": warmup}
+        yield Named("Threshold", settings, by_optuna(threshold, "threshold"))
 
 
 def signal_percentile(key: str, percentile: float, epoch: int, *, low_is_good: bool = True, every: bool) -> MakePolicy:
@@ -108,5 +211,10 @@ def all_policies() -> list[Named]:
         Named("none", {}, never),
         Named("oracle", {}, oracle, verdicts=True),
         Named("ours", {}, ours, verdicts=True),
+        *(
+            Named("ours", {"least_chance": c}, ours_at(c), verdicts=True)
+            for c in (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+        ),
+        *optunas(),
         *signals(),
     ]

@@ -173,9 +173,7 @@ def named(run: Recorded) -> tuple[str, int | None]:
     if run.says in BY_CHECK:
         return run.says, 0
     for n in range(1, run.epochs + 1):
-        codes = {
-            f.code for f in run_findings(run.reports[:n], run.config, run.floors, dev_sequences=run.dev_sequences)
-        }
+        codes = {f.code for f in run_findings(run.reports[:n], run.config, run.floors, dev_sequences=run.dev_sequences)}
         if run.says in codes:
             return run.says, n
     return "", None

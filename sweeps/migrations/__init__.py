@@ -51,8 +51,10 @@ def is_current(connection: Connection) -> bool:
     return revision == script.get_current_head()
 
 
-def upgrade(connection: Connection) -> None:
-    """Bring the schema up to date within the caller's transaction, which it neither begins nor commits."""
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Bring the schema up to date, or to that revision, within the caller's transaction, which it neither begins nor
+    commits.
+    """
     config = _config()
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

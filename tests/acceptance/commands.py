@@ -219,11 +219,11 @@ def curves(home: Path) -> dict[int, list[dict[str, float]]]:
 
 
 def runs(home: Path, uri: str | None = None) -> dict[int, Run]:
-    """The MLflow runs of the sweep `tiny` by trial number; no number may stand there twice."""
+    """The MLflow runs of the trials of the sweep `tiny` by number; no number may stand there twice."""
     client = MlflowClient(uri or store_uri(home / "mlflow"))
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
-    found = client.search_runs([experiment.experiment_id])
+    found = [run for run in client.search_runs([experiment.experiment_id]) if "stage" not in run.data.tags]
     by_number = {int(run.data.tags["number"]): run for run in found}
     assert len(by_number) == len(found), "a trial has two runs"
     return by_number

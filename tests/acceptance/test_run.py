@@ -40,13 +40,17 @@ Tried = Callable[..., tuple[int, str, str]]
 
 # As docs/reference/json.md has them.
 KEYS = {"sweep", "state", "tracking_uri", "ui_command", "seconds", "constant_wer", "best", "counts", "trials"}
+KEYS |= {"alarm", "range_test", "learned", "audit"}
 BEST_KEYS = {"number", "name", "wer", "hyperparameters", "command"}
 TRIAL_KEYS = {
     "number",
     "name",
     "trial_state",
     "verdict",
+    "rule",
     "reason",
+    "counterfactual",
+    "audited",
     "best_wer",
     "epochs",
     "hyperparameters",
@@ -111,6 +115,19 @@ def test_mlflow_holds_every_trial(finished: Finished) -> None:
     description = experiment.tags["mlflow.note.content"]
     assert "complete" in description
     assert result["best"]["command"] in description
+    assert "**What it learned" in description
+
+
+def test_the_result_and_the_summary_say_what_was_learned(finished: Finished) -> None:
+    result = finished.command.result()
+    text = finished.command.stderr.read_text(encoding="utf-8")
+    assert {lesson["parameter"] for lesson in result["learned"]} == SPACE - {"patience"}, "of 2 epochs it is fixed"
+    for lesson in result["learned"]:
+        assert f": {lesson['sentence']}" in text
+    rules = [t["rule"] for t in result["trials"]]
+    assert set(rules) <= {"epochs", "patience", "diverged"}, "so short that no rule acts"
+    assert result["audit"]["condemned"] == 0
+    assert [t["counterfactual"] is None for t in result["trials"]] == [rule != "diverged" for rule in rules]
 
 
 def test_nothing_is_left_running(finished: Finished) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
 from sweeps.mirror import STATUS, Mirror
-from sweeps.records import Claim, PlannedTrial, SweepRow
+from sweeps.records import Claim, DecisionRow, PlannedTrial, SweepRow
 from sweeps.spec import SweepSpec
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
@@ -66,6 +67,12 @@ def go_on(store: Store, claim: Claim, *wers: float | None) -> None:
     store.record(claim, [epoch_row(done + n, wer) for n, wer in enumerate(wers, start=1)])
 
 
+def against(claim: Claim, action: Literal["stopped", "audited"], siblings: list[int]) -> DecisionRow:
+    said = {"reason": "Größe 手語.", "counterfactual": "More would have kept it."}
+    compared = {"numbers": {"spread": 0.02}, "thresholds": {"needed": 0.3}, "siblings": siblings}
+    return DecisionRow(claim.trial_id, claim.number, 3, "futile", "never_learned", **said, **compared, action=action)
+
+
 def end(store: Store, claim: Claim, state: TrialState = TrialState.COMPLETE, verdict: str | None = "learned") -> None:
     store.finish(claim, state, verdict, f"It is {state}.", "rule", {})
 
@@ -82,7 +89,7 @@ def expected(store: Store, sweep: SweepRow) -> Content:
     for trial in store.trials(sweep.id):
         if trial.hyperparameters is None:
             continue
-        config = config_of(SPEC, trial)
+        config, decision = config_of(SPEC, trial), store.decision(trial.id)
         curves: dict[str, list[tuple[int, int, float]]] = {}
         for row in store.epochs(trial.id):
             for name, value in row.metrics.items():
@@ -100,6 +107,9 @@ def expected(store: Store, sweep: SweepRow) -> Content:
                 "collapse": str(trial.verdict in ("never_learned", "collapsed")).lower(),
                 "rule": trial.rule or "",
                 "reason": trial.reason,
+                "counterfactual": decision.counterfactual if decision else "",
+                "decision": json.dumps(decision.as_json()) if decision else "",
+                "audited": "true" if decision and decision.action == "audited" else "false",
                 "attempt": str(trial.attempt),
                 "seed": str(config.seed),
             },
@@ -125,10 +135,14 @@ def held(experiment: RecordingExperiment) -> Content:
 
 
 def three_trials(store: Store, sweep: SweepRow) -> Claim:
-    """One that failed, one that was pruned and one that runs, which is returned."""
+    """One that failed, one that was pruned and one that runs as an audit, which is returned."""
     end(store, begin(store, sweep), TrialState.FAILED, None)
-    end(store, begin(store, sweep, 1.0, 1.0, 0.95), TrialState.PRUNED, "never_learned")
-    return begin(store, sweep, 1.0, None, 0.4)
+    stopped = begin(store, sweep, 1.0, 1.0, 0.95)
+    decision = against(stopped, "stopped", [0])
+    store.finish(stopped, TrialState.PRUNED, "never_learned", "It is pruned.", "futile", {}, decision)
+    claim = begin(store, sweep, 1.0, None, 0.4)
+    store.audit(claim, against(claim, "audited", []))
+    return claim
 
 
 # the twin
@@ -148,6 +162,22 @@ def test_all_of_it_arrives(store: Store, sweep: SweepRow) -> None:
     assert again.experiment_id == "77"
     assert store.pending(sweep.id) == []
     assert {t.run_id for t in store.trials(sweep.id)} == {run.run_id for run in experiment.runs.values()}
+
+
+def test_a_decision_is_shown_and_fits_into_a_tag_however_many_it_was_compared_with(
+    store: Store, sweep: SweepRow
+) -> None:
+    claim = begin(store, sweep, 1.0)
+    experiment = RecordingExperiment()
+    shipping = mirror(store, sweep, experiment)
+    shipping.ship()
+    assert held(experiment)["0"]["tags"]["audited"] == "false"
+    store.audit(claim, against(claim, "audited", list(range(5000))))
+    assert shipping.ship() == 1
+    tags = held(experiment)["0"]["tags"]
+    assert (tags["audited"], tags["counterfactual"]) == ("true", "More would have kept it.")
+    shown = json.loads(tags["decision"])
+    assert (shown["rule"], shown["reason"], shown["siblings"]) == ("futile", "Größe 手語.", 5000)
 
 
 def test_what_goes_on_is_followed(store: Store, sweep: SweepRow) -> None:

@@ -112,6 +112,24 @@ def test_a_spent_budget_is_one_step(store: Store, sweep: SweepRow) -> None:
     assert "1 trials wait" in now(store).reason
 
 
+def test_a_sweep_that_alarmed_stays_paused_for_that_reason_unless_nothing_is_left(
+    store: Store, sweep: SweepRow
+) -> None:
+    store.set_sweep_state(sweep.id, SweepState.RUNNING)
+    store.raise_alarm(sweep.id, {"cause": "undecided"}, "it alarmed")
+    for interrupted in (False, True):
+        runner._close(store, sweep.id, "", interrupted=interrupted)
+        assert (now(store).state, now(store).reason) == (SweepState.PAUSED, "it alarmed")
+    store.update_budget(sweep.id, {"trials": 0})
+    store.set_sweep_state(sweep.id, SweepState.RUNNING)
+    claim = store.claim(sweep.id, "worker", 60)
+    assert claim is not None
+    store.finish(claim, TrialState.COMPLETE, "never_learned", "done", "epochs", {})
+    store.set_sweep_state(sweep.id, SweepState.PAUSED, "it alarmed")
+    runner._close(store, sweep.id, "", interrupted=False)
+    assert now(store).state is SweepState.COMPLETE
+
+
 def test_has_work_asks_for_the_given_budget(sweep: SweepRow) -> None:
     assert runner.has_work(sweep, [])
     assert not runner.has_work(replace(sweep, budget={"trials": 0}), [])

@@ -23,8 +23,16 @@ from sqlalchemy.exc import IntegrityError
 
 from model.types import METRICS, EpochReport
 from sweeps import migrations
-from sweeps.errors import DatabaseUnavailable, LeaseLost, SweepBusy, SweepExists, SweepNotFound, TrialNotFound
-from sweeps.records import Claim, EpochRow, PlannedTrial, Runner, SweepRow, TrialRow
+from sweeps.errors import (
+    DatabaseUnavailable,
+    LeaseLost,
+    SweepBusy,
+    SweepExists,
+    SweepNotFound,
+    TrialNotFound,
+    TrialsSpent,
+)
+from sweeps.records import Claim, DecisionRow, EpochRow, PlannedTrial, Runner, SweepRow, TrialRow
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store, database_url
 from sweeps.tables import metadata
@@ -66,6 +74,24 @@ def claimed(store: Store, sweep: SweepRow, worker: str = "worker", lease_seconds
 
 def epoch_row(epoch: int, wer: float = 1.0) -> EpochRow:
     return EpochRow(epoch, 10 * epoch, {"dev/wer": wer, "dev/loss": 5.0}, 10, 0, 0.1 * epoch, 2.5, "plateau")
+
+
+def against(claim: Claim, action: Any = "stopped", **fields: Any) -> DecisionRow:
+    """A decision against a trial; `fields` win."""
+    given = {
+        "trial_id": claim.trial_id,
+        "number": claim.number,
+        "epoch": 4,
+        "rule": "futile",
+        "verdict": "never_learned",
+        "reason": "Größe 手語.",
+        "counterfactual": "A learning rate above 1e-4 would have kept it.",
+        "numbers": {"spread": 0.02},
+        "thresholds": {"spread_needed": 0.3},
+        "siblings": [0, 2],
+        "action": action,
+    }
+    return DecisionRow(**{**given, **fields})
 
 
 def row_of(store: Store, claim: Claim) -> TrialRow:
@@ -196,6 +222,56 @@ def test_the_migrations_make_the_tables_and_leave_those_of_optuna_alone(store_ur
         store.close()
 
 
+def test_a_database_of_the_first_version_is_brought_up_to_date_with_all_it_holds(store_url: str) -> None:
+    address = database_url(store_url)
+    Path(address.database or "").parent.mkdir(exist_ok=True)
+    engine = create_engine(address)
+    with engine.begin() as connection:
+        migrations.upgrade(connection, "0001")
+        assert not migrations.is_current(connection)
+        sweep = (
+            "INSERT INTO sweep_sweeps (id, name, spec, digest, budget, facts, state, created_at)"
+            """ VALUES (1, 'old', '{"a": 1}', 'd', '{"trials": 9}', '{"constant_wer": 0.9}', 'STOPPED', 100.5)"""
+        )
+        trial = (
+            "INSERT INTO sweep_trials (id, sweep_id, number, in_space, overrides, state, evidence, created_at, verdict,"
+            " rule, reason, epochs, finished_at)"
+            """ VALUES (:id, 1, :id - 10, true, '{}', :state, :evidence, 1, :verdict, :rule, 'Why.', :id, :end)"""
+        )
+        connection.execute(text(sweep))
+        for row in (
+            (10, "COMPLETE", '{"epochs": 10}', "learned", "epochs", 110.5),
+            (11, "PRUNED", '{"epoch": 11, "spread": 0.25}', "never_learned", "futile", 111.5),
+            (12, "PRUNED", '{"epoch": 12}', "diverged", "diverged", 112.5),
+            (13, "FAILED", "{}", None, "fault", 113.5),
+            (14, "WAITING", "{}", None, None, None),
+        ):
+            names = ("id", "state", "evidence", "verdict", "rule", "end")
+            connection.execute(text(trial), dict(zip(names, row, strict=True)))
+    store = Store(store_url)
+    try:
+        assert _differences(engine) == []
+        (old,) = store.sweeps()
+        assert (old.name, old.facts, old.created_at) == ("old", {"constant_wer": 0.9}, 100.5)
+        assert [(t.number, str(t.state), t.epochs) for t in store.trials(1)] == [
+            (0, "COMPLETE", 10),
+            (1, "PRUNED", 11),
+            (2, "PRUNED", 12),
+            (3, "FAILED", 13),
+            (4, "WAITING", 14),
+        ]
+        common = {"reason": "Why.", "counterfactual": "", "thresholds": {}, "siblings": [], "action": "stopped"}
+        assert store.decisions(1) == [
+            DecisionRow(
+                11, 1, 11, "futile", "never_learned", numbers={"epoch": 11, "spread": 0.25}, recorded_at=111.5, **common
+            ),
+            DecisionRow(12, 2, 12, "diverged", "diverged", numbers={"epoch": 12}, recorded_at=112.5, **common),
+        ]
+    finally:
+        engine.dispose()
+        store.close()
+
+
 def test_a_database_of_a_newer_version_is_refused(store: Store, engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE sweep_alembic_version SET version_num = 'from_the_future'"))
@@ -301,6 +377,7 @@ def test_every_time_is_that_of_the_database(store: Store, engine: Engine, monkey
     claim = claimed(store, sweep, lease_seconds=0)
     store.record(claim, [epoch_row(1)])
     store.mark_mirrored(claim.trial_id, [1], 99)
+    store.audit(claim, against(claim))
     store.finish(claim, TrialState.COMPLETE, "learned", "done", None, {})
     store.mark_told(claim.trial_id)
     held = claimed(store, sweep, lease_seconds=0)
@@ -356,6 +433,32 @@ def test_a_name_is_taken_once_and_a_refused_sweep_leaves_nothing(store: Store) -
     assert [(s.name, len(store.trials(s.id))) for s in store.sweeps()] == [("sweep", 2)]
 
 
+def test_facts_are_added_and_replaced_by_key(store: Store) -> None:
+    made = store.create_sweep("s", {}, "d", {"trials": 1}, {"constant_wer": 0.9, "nested": {"a": 1}}, [])
+    store.update_facts(made.id, {"bounds": {"low": 1e-5, "high": 1e-3}})
+    store.update_facts(made.id, {"nested": {"b": 2}, "wörter": "手語"})
+    wanted = {"constant_wer": 0.9, "nested": {"b": 2}, "bounds": {"low": 1e-5, "high": 1e-3}, "wörter": "手語"}
+    assert sweep_now(store, "s") == dataclasses.replace(made, facts=wanted)
+    with pytest.raises(SweepNotFound):
+        store.update_facts(made.id + 1, {})
+
+
+def _add_fact(url: str, sweep_id: int) -> str:
+    store = Store(url)
+    name = f"process {multiprocessing.current_process().pid}"
+    _together.wait(60)
+    for count in range(10):
+        store.update_facts(sweep_id, {f"{name}, {count}": count})
+    store.close()
+    return name
+
+
+def test_no_fact_is_lost_under_many_processes(store: Store, processes: Callable[..., list[Any]]) -> None:
+    sweep = running_sweep(store)
+    names = processes(_add_fact, store.url, sweep.id)
+    assert sweep_now(store).facts == {f"{name}, {count}": count for name in names for count in range(10)}
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_refused_with_its_path(store: Store, bad: float) -> None:
     sweep = running_sweep(store)
@@ -366,14 +469,21 @@ def test_a_number_that_is_not_finite_is_refused_with_its_path(store: Store, bad:
         "spec.space.low": lambda: store.create_sweep("b", {"space": {"low": bad}}, "d", {"trials": 1}, {}, []),
         r"facts.list\[1\]": lambda: store.create_sweep("b", {}, "d", {"trials": 1}, {"list": [1, bad]}, []),
         "hyperparameters.dropout": lambda: store.create_sweep("b", {}, "d", {"trials": 1}, {}, planned),
+        "facts.low": lambda: store.update_facts(sweep.id, {"low": bad}),
+        "hyperparameters.dropout ": lambda: store.enqueue(sweep.id, planned[0]),
         "budget.hours": lambda: store.update_budget(sweep.id, {"trials": 1, "hours": bad}),
         "hyperparameters.lr": lambda: store.set_hyperparameters(claim, {"lr": bad}, None),
         "metrics.dev/wer": lambda: store.record(claim, [epoch_row(1), epoch_row(2, wer=bad)]),
         "lr_time": lambda: store.record(claim, [dataclasses.replace(epoch_row(1), lr_time=bad)]),
         "evidence.spread": lambda: store.finish(claim, TrialState.PRUNED, None, "r", "r", {"spread": bad}),
+        "numbers.spread": lambda: store.audit(claim, against(claim, numbers={"spread": bad})),
+        "thresholds.share": lambda: store.finish(
+            claim, TrialState.PRUNED, None, "r", "r", {}, against(claim, thresholds={"share": bad})
+        ),
+        "alarm.numbers.rate": lambda: store.raise_alarm(sweep.id, {"numbers": {"rate": bad}}, "it alarmed"),
     }
     for path, write in writes.items():
-        with pytest.raises(ValueError, match=f"^{path} is .*only finite numbers"):
+        with pytest.raises(ValueError, match=f"^{path.strip()} is .*only finite numbers"):
             write()
     assert (store.sweeps(), store.trials(sweep.id)) == before
     assert store.epochs(claim.trial_id) == []
@@ -399,6 +509,48 @@ def test_a_sweep_goes_only_where_its_life_cycle_allows(store: Store) -> None:
     assert (resumed.finished_at, resumed.started_at, resumed.reason) == (None, started, "")
     with pytest.raises(SweepNotFound):
         store.set_sweep_state(sweep.id + 1, SweepState.RUNNING)
+
+
+ALARM = {"cause": "undecided", "sentence": "Nothing has taken off.", "proposal": None}
+
+
+def test_a_sweep_alarms_once(store: Store) -> None:
+    sweep = running_sweep(store)
+    claim = claimed(store, sweep)
+    assert store.raise_alarm(sweep.id, ALARM, "it alarmed")
+    paused = sweep_now(store)
+    assert (paused.state, paused.reason, paused.facts) == (SweepState.PAUSED, "it alarmed", {"alarm": ALARM})
+    assert store.claim(sweep.id, "worker", 60) is None
+    store.hand_back(claim, "the sweep is paused")
+    store.set_sweep_state(sweep.id, SweepState.RUNNING)
+    assert not store.raise_alarm(sweep.id, {**ALARM, "cause": "rates_too_low"}, "again")
+    assert (sweep_now(store).state, sweep_now(store).facts) == (SweepState.RUNNING, {"alarm": ALARM})
+    assert claimed(store, sweep).number == 0
+
+
+def test_a_sweep_may_alarm_and_go_on_but_not_where_it_does_not_run(store: Store) -> None:
+    sweep = running_sweep(store)
+    store.set_sweep_state(sweep.id, SweepState.PAUSED, "interrupted")
+    assert not store.raise_alarm(sweep.id, ALARM, "it alarmed")
+    assert (sweep_now(store).reason, sweep_now(store).facts) == ("interrupted", {})
+    store.set_sweep_state(sweep.id, SweepState.RUNNING)
+    assert store.raise_alarm(sweep.id, ALARM, None)
+    assert (sweep_now(store).state, sweep_now(store).reason) == (SweepState.RUNNING, "")
+    with pytest.raises(SweepNotFound):
+        store.raise_alarm(sweep.id + 1, ALARM, "it alarmed")
+
+
+def _alarm(url: str, sweep_id: int) -> bool:
+    store = Store(url)
+    _together.wait(60)
+    raised = store.raise_alarm(sweep_id, ALARM, "it alarmed")
+    store.close()
+    return raised
+
+
+def test_one_of_many_processes_raises_the_alarm(store: Store, processes: Callable[..., list[Any]]) -> None:
+    sweep = running_sweep(store)
+    assert sorted(processes(_alarm, store.url, sweep.id)) == [False] * (PROCESSES - 1) + [True]
 
 
 def test_one_process_runs_a_sweep_until_it_goes_dies_or_falls_silent(store: Store) -> None:
@@ -478,6 +630,43 @@ def test_a_claim_takes_what_has_epochs_then_the_oldest_then_a_new_trial(store: S
     assert store.claim(sweep.id, "worker", 60) is None
 
 
+def test_an_enqueued_trial_is_added_once_and_claimed_before_a_new_one(store: Store) -> None:
+    sweep = running_sweep(store, planned=1, budget={"trials": 3})
+    middle = PlannedTrial("middle", {"learning_rate": 1e-3}, {"epochs": 5}, True)
+    running = claimed(store, sweep)
+    assert store.enqueue(sweep.id, middle) == 1
+    assert store.enqueue(sweep.id, PlannedTrial("middle", {"learning_rate": 7.0}, {}, False)) == 1
+    claim = claimed(store, sweep)
+    assert (claim.number, claim.name, claim.hyperparameters, claim.overrides, claim.in_space) == (
+        1,
+        "middle",
+        {"learning_rate": 1e-3},
+        {"epochs": 5},
+        True,
+    )
+    store.finish(claim, TrialState.COMPLETE, "learned", "done", None, {})
+    assert store.enqueue(sweep.id, middle) == 1, "a replay after its end"
+    assert claimed(store, sweep).number == 2
+    with pytest.raises(TrialsSpent, match=r"'sweep' has all 3 trials of its budget: raise budget\.trials"):
+        store.enqueue(sweep.id, PlannedTrial("another", {}, {}, True))
+    assert [t.number for t in store.trials(sweep.id)] == [0, 1, 2]
+    assert row_of(store, running).state == TrialState.RUNNING
+
+
+def _enqueue_all(url: str, sweep_id: int) -> list[int]:
+    store = Store(url)
+    _together.wait(60)
+    numbers = [store.enqueue(sweep_id, PlannedTrial(f"added-{i}", {}, {}, True)) for i in range(10)]
+    store.close()
+    return numbers
+
+
+def test_trials_that_many_processes_enqueue_are_added_once(store: Store, processes: Callable[..., list[Any]]) -> None:
+    sweep = running_sweep(store, planned=5)
+    assert processes(_enqueue_all, store.url, sweep.id) == [list(range(5, 15))] * PROCESSES
+    assert [t.name for t in store.trials(sweep.id)[5:]] == [f"added-{i}" for i in range(10)]
+
+
 def test_nothing_is_claimed_from_a_sweep_that_does_not_run(store: Store) -> None:
     sweep = store.create_sweep("sweep", {}, "d", {"trials": 3}, {}, [PlannedTrial("p", {}, {}, True)])
     assert store.claim(sweep.id, "worker", 60) is None
@@ -509,6 +698,8 @@ def _late_writes() -> dict[str, Callable[[Store, Claim], object]]:
         "record": lambda store, claim: store.record(claim, [epoch_row(2, wer=0.1)]),
         "record a replay": lambda store, claim: store.record(claim, [epoch_row(1)]),
         "finish": lambda store, claim: store.finish(claim, TrialState.FAILED, "late", "late", "late", {"late": 1}),
+        "stop": lambda store, claim: store.finish(claim, TrialState.PRUNED, "late", "late", "late", {}, against(claim)),
+        "audit": lambda store, claim: store.audit(claim, against(claim, "audited")),
         "hand_back": lambda store, claim: store.hand_back(claim, "late"),
         "set_hyperparameters": lambda store, claim: store.set_hyperparameters(claim, {"late": 1}, 99),
         "reserve_epoch": lambda store, claim: store.reserve_epoch(claim, 2),
@@ -668,6 +859,47 @@ def test_a_trial_ends_once_with_its_reason(store: Store) -> None:
     assert trial.finished_at is not None
 
 
+def test_a_decision_is_kept_with_what_it_does(store: Store) -> None:
+    sweep = running_sweep(store)
+    spared, stopped, untouched = (claimed(store, sweep) for _ in range(3))
+    assert (store.decisions(sweep.id), store.decision(stopped.trial_id)) == ([], None)
+    store.finish(stopped, TrialState.PRUNED, "never_learned", "flat", "futile", {}, against(stopped))
+    store.audit(spared, against(spared, "audited", siblings=[]))
+    store.finish(untouched, TrialState.COMPLETE, "learned", "done", "epochs", {})
+    kept = store.decisions(sweep.id)
+    assert [dataclasses.replace(row, recorded_at=None) for row in kept] == [
+        against(spared, "audited", siblings=[]),
+        against(stopped),
+    ]
+    assert all(row.recorded_at is not None for row in kept)
+    assert [store.decision(claim.trial_id) for claim in (spared, stopped, untouched)] == [*kept, None]
+    assert {p.trial.id: p.decision for p in store.pending(sweep.id)} == {
+        spared.trial_id: kept[0],
+        stopped.trial_id: kept[1],
+        untouched.trial_id: None,
+    }
+    assert row_of(store, spared).state == TrialState.RUNNING, "it runs on"
+    other = running_sweep(store, name="other")
+    assert store.decisions(other.id) == []
+
+
+def test_the_first_decision_against_a_trial_stays_whatever_is_replayed(store: Store) -> None:
+    sweep = running_sweep(store)
+    claim = claimed(store, sweep, "first", EXPIRED)
+    store.audit(claim, against(claim, "audited"))
+    (first,) = store.decisions(sweep.id)
+    store.audit(claim, against(claim, "audited", epoch=7, rule="exhausted"))
+    store.reap(sweep.id)
+    again = claimed(store, sweep, "second")
+    store.audit(again, against(again, "audited", epoch=9))
+    store.hand_back(again, "interrupted")
+    last = claimed(store, sweep, "third")
+    diverged = against(last, rule="diverged", verdict="diverged", epoch=11)
+    store.finish(last, TrialState.PRUNED, "diverged", "Diverged.", "diverged", {}, diverged)
+    assert store.decisions(sweep.id) == [first]
+    assert row_of(store, last).rule == "diverged"
+
+
 def test_a_lease_that_ran_out_and_a_dead_worker_give_their_trials_back(store: Store) -> None:
     sweep = running_sweep(store)
     dead = claimed(store, sweep, "dead")
@@ -800,6 +1032,7 @@ def test_the_revision_counts_what_a_reader_of_the_run_would_see(store: Store) ->
         lambda: store.mark_told(claim.trial_id),
     ):
         assert steps(unseen) == 0
+    assert steps(lambda: store.audit(claim, against(claim, "audited"))) == 1
     assert steps(lambda: store.hand_back(claim, "preempted")) == 1
     assert steps(lambda: claimed(store, sweep, "again", EXPIRED)) == 1
     assert steps(lambda: store.reap(sweep.id)) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
@@ -14,11 +15,14 @@ import pytest
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
+from model.types import EpochReport
+from sweeps import study as study_module
 from sweeps.records import TrialRow
-from sweeps.spec import SweepSpec
+from sweeps.spec import FloatRange, SweepSpec
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
-from sweeps.study import Study, suggest
+from sweeps.study import Study, suggest, value_for_sampler
+from tests.curves import CONSTANT_WER
 from tests.rows import VALUES, epoch_row, trial_row
 
 NAMES = ("learning_rate", "warmup_start_factor", "dropout", "patience")
@@ -32,14 +36,35 @@ def spec(**sections: Any) -> SweepSpec:
 
 
 def ended(number: int, values: dict[str, Any], wer: float | None, state: TrialState = TrialState.COMPLETE) -> TrialRow:
-    return trial_row(number, state, hyperparameters={**VALUES, **values}, best_wer=wer)
+    """Without a WER it diverged, if a rule stopped it."""
+    verdict = "diverged" if wer is None and state is TrialState.PRUNED else None
+    return trial_row(number, state, hyperparameters={**VALUES, **values}, best_wer=wer, verdict=verdict)
+
+
+def curve(*wers: float | None, loss: float = 4.0) -> list[EpochReport]:
+    return [
+        EpochReport(n, 10 * n, {"dev/wer": math.nan if wer is None else wer, "dev/loss": loss}, steps_in_epoch=10)
+        for n, wer in enumerate(wers, start=1)
+    ]
+
+
+def ask(
+    spec: SweepSpec,
+    number: int,
+    rows: list[TrialRow],
+    curves: dict[int, list[EpochReport]] | None = None,
+    learning_rate: FloatRange | None = None,
+) -> dict[str, Any]:
+    """The next suggestion; a row without a curve of its own has one epoch with its best WER."""
+    shown = {row.id: curve(row.best_wer) for row in rows if row.state.terminal} | (curves or {})
+    return suggest(spec, number, rows, shown, CONSTANT_WER, learning_rate=learning_rate)
 
 
 def walked(spec: SweepSpec, trials: int) -> list[TrialRow]:
     """A sweep whose WER is the distance, in tens, of the learning rate from 3e-3."""
     rows: list[TrialRow] = []
     for number in range(trials):
-        values = suggest(spec, number, rows)
+        values = ask(spec, number, rows)
         rows.append(ended(number, values, min(1.0, abs(decades(values["learning_rate"]) - decades(3e-3)))))
     return rows
 
@@ -52,18 +77,18 @@ def decades(rate: float) -> float:
 def test_a_suggestion_follows_from_seed_number_and_siblings(sampler: str) -> None:
     some = spec(sampler=sampler)
     rows = walked(some, 15)
-    assert suggest(some, 15, rows) == suggest(some, 15, rows)
-    numbers = [suggest(some, number, rows)["learning_rate"] for number in range(15, 25)]
+    assert ask(some, 15, rows) == ask(some, 15, rows)
+    numbers = [ask(some, number, rows)["learning_rate"] for number in range(15, 25)]
     assert len(set(numbers)) == 10, "it repeats itself"
-    assert suggest(spec(sampler=sampler, seed=1), 15, rows) != suggest(some, 15, rows)
-    assert suggest(some, 3, [*rows[:3], *rows[4:]]) == suggest(some, 3, rows), "it knows itself"
+    assert ask(spec(sampler=sampler, seed=1), 15, rows) != ask(some, 15, rows)
+    assert ask(some, 3, [*rows[:3], *rows[4:]]) == ask(some, 3, rows), "it knows itself"
 
 
 def test_only_tpe_hears_of_the_siblings() -> None:
     rows = walked(spec(), 15)
     other = [ended(row.number, row.hyperparameters or {}, 1 - (row.best_wer or 0)) for row in rows]
-    assert suggest(spec(), 15, rows) != suggest(spec(), 15, other)
-    assert suggest(spec(sampler="random"), 15, rows) == suggest(spec(sampler="random"), 15, other)
+    assert ask(spec(), 15, rows) != ask(spec(), 15, other)
+    assert ask(spec(sampler="random"), 15, rows) == ask(spec(sampler="random"), 15, other)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -87,7 +112,7 @@ def test_suggestions_stay_in_the_space(sampler: str) -> None:
 def test_a_space_of_fixed_values_suggests_them() -> None:
     fixed = spec(space={**VALUES, "learning_rate": 0.003})
     rows = [ended(n, {"learning_rate": 0.003}, 0.5) for n in range(12)]
-    assert suggest(fixed, 12, rows) == {**VALUES, "learning_rate": 0.003}
+    assert ask(fixed, 12, rows) == {**VALUES, "learning_rate": 0.003}
 
 
 def test_what_is_outside_the_space_is_not_heard_of() -> None:
@@ -98,12 +123,12 @@ def test_what_is_outside_the_space_is_not_heard_of() -> None:
         trial_row(13, TrialState.COMPLETE, in_space=False, overrides={"schedule": "constant"}, best_wer=0.01),
         trial_row(14, hyperparameters=None),
     ]  # fmt: skip
-    assert suggest(some, 15, [*rows, *outside]) == suggest(some, 15, rows)
+    assert ask(some, 15, [*rows, *outside]) == ask(some, 15, rows)
 
 
 def rates_after(rows: list[TrialRow], count: int = 15) -> list[float]:
     some = spec()
-    return [suggest(some, number, rows)["learning_rate"] for number in range(100, 100 + count)]
+    return [ask(some, number, rows)["learning_rate"] for number in range(100, 100 + count)]
 
 
 def test_it_learns_where_the_good_ones_are() -> None:
@@ -127,14 +152,130 @@ def test_diverged_is_the_worst_there_is_and_a_fault_says_nothing() -> None:
     fault = ended(16, {"learning_rate": 1e-4}, None, TrialState.FAILED)
     cancelled = ended(17, {"learning_rate": 1e-4}, None, TrialState.CANCELLED)
     rows = walked(some, 12)
-    assert suggest(some, 20, [*rows, fault, cancelled]) == suggest(some, 20, rows)
+    assert ask(some, 20, [*rows, fault, cancelled]) == ask(some, 20, rows)
+
+
+def bounds(low: float, high: float) -> FloatRange:
+    return FloatRange(low=low, high=high, log=True)
+
+
+def test_narrowed_bounds_are_kept_and_what_lies_outside_is_not_heard_of() -> None:
+    some, rows = spec(), walked(spec(), 30)
+    narrow = bounds(2e-4, 5e-3)
+    inside = [row for row in rows if row.hyperparameters and 2e-4 <= row.hyperparameters["learning_rate"] <= 5e-3]
+    assert 10 <= len(inside) < len(rows), "both must be there, and enough for TPE"
+    asked = [ask(some, number, rows, learning_rate=narrow) for number in range(30, 50)]
+    assert all(2e-4 <= values["learning_rate"] <= 5e-3 for values in asked)
+    assert all(tuple(values) == NAMES for values in asked)
+    assert asked == [ask(some, number, inside, learning_rate=narrow) for number in range(30, 50)]
+    assert ask(some, 30, rows) == ask(some, 30, rows, learning_rate=some.space.learning_rate)
+
+
+def test_moved_bounds_are_covered_evenly_first_even_beyond_the_space() -> None:
+    """All trials so far had rates that were too low: an alarm moved the bounds, and TPE knows nothing there."""
+    some = spec(space={"learning_rate": {"low": 1e-6, "high": 1e-4, "log": True}})
+    rows = [ended(n, ask(some, n, []), 1.0) for n in range(12)]
+    higher = bounds(1e-4, 3e-3)
+    asked = [ask(some, number, rows, learning_rate=higher)["learning_rate"] for number in range(12, 20)]
+    assert all(1e-4 <= rate <= 3e-3 for rate in asked)
+    parts = {int(8 * (decades(rate) + 4) / (decades(3e-3) + 4)) for rate in asked}
+    assert len(parts) >= 5, "they leave holes"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_bounds_may_be_one_value(sampler: str) -> None:
+    rows = [ended(n, {"learning_rate": 3e-3, "dropout": 0.04 * n}, 0.5) for n in range(12)]
+    values = ask(spec(sampler=sampler), 12, rows, learning_rate=bounds(3e-3, 3e-3))
+    assert values["learning_rate"] == 3e-3
+    assert 0 < values["dropout"] < 0.5
+
+
+def test_where_enough_took_off_the_others_change_nothing() -> None:
+    """TPE tells the best tenth from the rest: what a dead trial's WER was, or its loss, is not heard."""
+    rows = walked(spec(), 20)
+    dead = [row for row in rows if (row.best_wer or 0) > CONSTANT_WER - 0.05]
+    assert 2 <= len(dead) <= 16
+    other = {row.id: curve(1.5 + row.number / 10, loss=9.0 - row.number / 10) for row in dead}
+    assert [ask(spec(), n, rows, other) for n in range(20, 25)] == [ask(spec(), n, rows) for n in range(20, 25)]
+
+
+def test_a_fault_before_takeoff_says_nothing_and_one_after_it_does() -> None:
+    rows = walked(spec(), 12)
+    early = ended(12, {"learning_rate": 2.5e-3}, 0.99, TrialState.FAILED)
+    late = ended(12, {"learning_rate": 1e-5}, 0.01, TrialState.FAILED)
+    assert ask(spec(), 20, [*rows, early]) == ask(spec(), 20, rows)
+    assert ask(spec(), 20, [*rows, late]) != ask(spec(), 20, rows)
+
+
+# what a trial counts for
+
+
+def value(*wers: float | None, loss: float = 4.0, verdict: str = "learned") -> float:
+    return value_for_sampler(curve(*wers, loss=loss), CONSTANT_WER, verdict)
+
+
+def test_the_order_of_endings() -> None:
+    order = [
+        value(1.0, 0.6, 0.3, 0.2, 0.25),
+        value(1.0, 0.4, 0.95, 0.96, 0.97, verdict="collapsed"),
+        value(1.0, 0.7, 0.55, verdict="too_slow"),
+        value(1.0, CONSTANT_WER - 0.05),
+        value(1.0, 0.3, None, verdict="diverged"),
+        value(1.0, 1.0, loss=5.0, verdict="too_slow"),  # before takeoff
+        value(1.88, 1.9, loss=3.7, verdict="never_learned"),
+        value(0.97, 0.93, loss=6.0, verdict="never_learned"),
+        value(0.99, loss=math.nan, verdict="never_learned"),
+        value(0.98, None, verdict="diverged"),
+    ]
+    assert order == sorted(order)
+    assert len(set(order)) == len(order)
+    assert order[-1] == value_for_sampler([], CONSTANT_WER, None) == math.inf
+
+
+def test_a_dead_trials_wer_is_not_heard_of() -> None:
+    assert value(0.93, 0.97, loss=4.5, verdict="never_learned") == value(1.88, 2.5, loss=4.5, verdict="never_learned")
+    assert value(0.93, loss=math.nan, verdict="never_learned") == value(1.88, loss=math.nan, verdict="never_learned")
+
+
+def test_a_corpus_on_which_a_constant_scores_worse_than_nothing() -> None:
+    """Its best constant sentence inserts words: a WER above 1 is then a takeoff, and still ahead of the dead."""
+    dead = value_for_sampler(curve(1.5, loss=0.0), 1.5, "never_learned")
+    assert value_for_sampler(curve(1.3), 1.5, "learned") < dead
+
+
+def first_takeoff(seed: int, trials: int = 24) -> int:
+    """In which trial (1 for the first) a sweep finds a rate that learns, where only the top twentieth of its space
+    does; `trials` + 1 if it does not.
+
+    Below, WER is noise, and the dev loss falls from the uniform output's towards F0, as in recorded runs.
+    """
+    some = spec(seed=seed)
+    rows: list[TrialRow] = []
+    curves: dict[int, list[EpochReport]] = {}
+    for number in range(trials):
+        values, noise = ask(some, number, rows, curves), random.Random(f"{seed}/{number}")
+        missing = -1.85 - decades(values["learning_rate"])
+        if missing <= 0:
+            return number + 1
+        rows.append(ended(number, values, noise.uniform(0.93, 1.9)))
+        loss = 3.9 + 9.5 * (1 - math.exp(-missing)) + noise.gauss(0, 0.15)
+        curves[rows[-1].id] = curve(rows[-1].best_wer, loss=loss)
+    return trials + 1
+
+
+def test_where_nearly_all_are_dead_it_finds_what_learns_sooner_than_by_wer(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = [first_takeoff(seed) for seed in range(8)]
+    monkeypatch.setattr(study_module, "value_for_sampler", lambda reports, *_: reports[-1].wer)
+    by_wer = [first_takeoff(seed) for seed in range(8)]
+    assert max(ours) <= 24, "each sweep finds it"
+    assert sum(by_wer) - sum(ours) >= 16, f"two trials sooner in the mean: {ours} {by_wer}"
 
 
 def test_what_is_under_way_repels() -> None:
     rows = walked(spec(), 15)
-    alone = suggest(spec(), 20, rows)
+    alone = ask(spec(), 20, rows)
     under_way = [trial_row(15 + n, hyperparameters=alone) for n in range(3)]
-    assert suggest(spec(), 20, [*rows, *under_way]) != alone
+    assert ask(spec(), 20, [*rows, *under_way]) != alone
 
 
 # the record

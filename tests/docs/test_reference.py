@@ -25,7 +25,25 @@ from sweeps import cli, service
 from sweeps.mirror import STATUS
 from sweeps.records import EpochRow
 from sweeps.settings import Home
-from sweeps.spec import Budget, CorpusSpec, FloatRange, IntRange, Pruner, Sampler, SearchSpace, SweepSpec
+from sweeps.spec import (
+    Budget,
+    CorpusSpec,
+    FloatRange,
+    Hyperband,
+    IntRange,
+    Median,
+    NoPruner,
+    Patient,
+    Percentile,
+    Plateau,
+    Pruner,
+    Pruning,
+    Sampler,
+    SearchSpace,
+    SuccessiveHalving,
+    SweepSpec,
+    Threshold,
+)
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
 
@@ -39,8 +57,17 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`space`": SearchSpace,
     "A range": FloatRange,
     "`sampler`": Sampler,
-    "`pruner`": Pruner,
+    "`pruner`": Pruning,
     "`budget`": Budget,
+}
+PRUNERS: dict[str, type[BaseModel]] = {
+    "`plateau`": Plateau,
+    "`median`": Median,
+    "`percentile`": Percentile,
+    "`successive_halving`": SuccessiveHalving,
+    "`hyperband`": Hyperband,
+    "`patient`": Patient,
+    "`threshold`": Threshold,
 }
 
 
@@ -98,19 +125,34 @@ def allowed(field: FieldInfo) -> str:
     return ", ".join(f"{sign} {getattr(limit, name)}" for (sign, name), limit in limits)
 
 
-@pytest.mark.parametrize("heading", SECTIONS)
+def fields_of(heading: str) -> dict[str, FieldInfo]:
+    """The keys that the table under a heading must have: a pruner's own."""
+    if heading in SECTIONS:
+        return SECTIONS[heading].model_fields
+    common = {"name", *Pruning.model_fields}
+    return {name: field for name, field in PRUNERS[heading].model_fields.items() if name not in common}
+
+
+@pytest.mark.parametrize("heading", [*SECTIONS, *PRUNERS])
 def test_the_spec_page_has_every_key_with_its_default_and_limits(heading: str) -> None:
-    fields = SECTIONS[heading].model_fields
+    fields = fields_of(heading)
     written = {row[0]: row[1:3] for row in tables("spec.md")[heading]}
     assert written == {f"`{name}`": [default_of(field), allowed(field)] for name, field in fields.items()}
 
 
-@pytest.mark.parametrize("heading", SECTIONS)
+@pytest.mark.parametrize("heading", [*SECTIONS, *PRUNERS])
 def test_the_spec_page_says_what_the_code_says_of_each_key(heading: str) -> None:
-    fields = SECTIONS[heading].model_fields
+    fields = fields_of(heading)
     for name, *_, meaning in tables("spec.md")[heading]:
         said = fields[name.strip("`")].description or ""
         assert meaning.startswith(said), f"{heading} {name}: the code says {said!r}"
+
+
+def test_the_spec_page_has_every_pruner() -> None:
+    assert {*PRUNERS.values(), NoPruner} == set(typing.get_args(Pruner))
+    assert [heading.strip("`") for heading in PRUNERS] == [
+        each.model_fields["name"].default for each in PRUNERS.values()
+    ]
 
 
 def test_whole_numbers_have_the_keys_of_other_ranges() -> None:
@@ -182,6 +224,7 @@ MODEL_COMMANDS: dict[str, argparse.ArgumentParser] = next(
 ELSEWHERE = {
     "train": TrainingConfig.model_fields.keys(),
     "overfit": TrainingConfig.model_fields.keys(),
+    "range-test": TrainingConfig.model_fields.keys(),
     "generate": GeneratedConfig.model_fields.keys(),
 }
 """Options that another page has, by command."""
@@ -221,6 +264,7 @@ def test_every_setting_of_the_trainer_is_an_option() -> None:
 
 
 DATA = {"counts", "hyperparameters", "overrides", "evidence"}  # of trials
+DATA |= {"alarm", "range_test", "numbers", "interval", "wrong_verdicts", "winners_killed"}  # of a sweep
 DATA |= {"sentences", "modalities", "notes", "splits", "space", "first_trials"}  # of a dry run
 """Their own keys are data: names of trials, say."""
 

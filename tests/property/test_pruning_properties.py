@@ -4,102 +4,142 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.diagnosis import takeoff_epoch
-from model.types import EpochReport, TrainingConfig
-from sweeps.pruning import FIRST_RUNG, Decision, decide
+from model.floors import Floors
+from model.types import TrainingConfig
+from sweeps.pruning import Decision, History, decide, default_spread, outlook, wer_weight
 from tests.curves import CONSTANT_WER, report
 
-WERS = st.floats(0.0, 1.3) | st.just(1.0) | st.just(math.nan)
-EPOCHS = st.tuples(WERS, st.floats(0.0, 6.0) | st.just(math.nan), st.floats(0.0, 0.02))
+FLOORS = Floors(CONSTANT_WER, "", 4.0, 4.0, 14.0)
+WERS = st.floats(0.0, 1.3) | st.just(1.0) | st.just(math.nan) | st.just(math.inf)
+LOSSES = st.floats(0.0, 40.0) | st.just(math.nan) | st.just(math.inf)
+EPOCHS = st.tuples(WERS, LOSSES, st.floats(0.0, 0.02))
+BUDGET = 40
 
 
 @st.composite
-def curves(draw: st.DrawFn, min_size: int = 1) -> list[EpochReport]:
+def histories(draw: st.DrawFn, min_size: int = 1) -> History:
     """A run of up to 30 epochs; its LR-time never falls."""
-    curve: list[EpochReport] = []
-    for epoch, (wer, spread, rate) in enumerate(draw(st.lists(EPOCHS, min_size=min_size, max_size=30)), start=1):
-        lr_time = (curve[-1].lr_time if curve else 0.0) + 60 * rate
-        curve.append(report(epoch, wer, rate=rate, spread=spread, lr_time=lr_time))
-    return curve
+    reports = []
+    for epoch, (wer, loss, rate) in enumerate(draw(st.lists(EPOCHS, min_size=min_size, max_size=30)), start=1):
+        lr_time = (reports[-1].lr_time if reports else 0.0) + 60 * rate
+        reports.append(report(epoch, wer, rate=rate, loss=loss, lr_time=lr_time))
+    config = TrainingConfig(
+        epochs=BUDGET,
+        learning_rate=draw(st.floats(1e-6, 0.1)),
+        warmup_start_factor=draw(st.floats(0.01, 1.0)),
+        warmup_epochs=draw(st.floats(0, 12)),
+    )
+    stopped = draw(st.booleans())
+    return History(draw(st.integers(0, 99)), reports, config, CONSTANT_WER, stopped or draw(st.booleans()), stopped)
 
 
-SIBLINGS = st.lists(curves(0), max_size=6)
-RATES = st.floats(1e-6, 0.1)
+SIBLINGS = st.lists(histories(), max_size=6)
 
 
-def ask(curve: Sequence[EpochReport], siblings: Sequence[Sequence[EpochReport]], rate: float) -> Decision | None:
-    return decide(curve, siblings, TrainingConfig(epochs=40, learning_rate=rate), CONSTANT_WER)
+def ask(trial: History, siblings: Sequence[History], **options: int) -> Decision | None:
+    return decide(trial, siblings, FLOORS, dev_sequences=110, **options)
 
 
-@given(curves(), SIBLINGS, RATES)
-def test_a_decision_is_one_that_can_be_stored(
-    curve: list[EpochReport], siblings: list[list[EpochReport]], rate: float
-) -> None:
-    decision = ask(curve, siblings, rate)
+@given(histories(), SIBLINGS)
+def test_a_decision_is_one_that_can_be_stored(trial: History, siblings: list[History]) -> None:
+    decision = ask(trial, siblings)
     if decision is not None:
         assert all(math.isfinite(value) for value in decision.evidence.values())
-        assert "\n" not in decision.reason
-        assert decision.evidence["epoch"] == curve[-1].epoch
+        assert "\n" not in decision.reason + decision.counterfactual
+        assert "nan" not in decision.reason + decision.counterfactual
+        assert decision.epoch == trial.reports[-1].epoch
+        assert set(decision.siblings) <= {s.number for s in siblings}
 
 
-@given(curves(), SIBLINGS, RATES, st.integers(1, 40))
-def test_nothing_is_stopped_before_grace(
-    curve: list[EpochReport], siblings: list[list[EpochReport]], rate: float, grace: int
+@given(histories(), SIBLINGS, st.integers(1, 40))
+def test_nothing_is_stopped_before_grace(trial: History, siblings: list[History], grace: int) -> None:
+    if ask(trial, siblings, grace_epochs=grace) is not None:
+        assert len(trial.reports) >= grace
+    if ask(trial, siblings) is not None:
+        assert len(trial.reports) >= 4
+
+
+@given(histories(), SIBLINGS)
+def test_who_took_off_is_never_called_dead(trial: History, siblings: list[History]) -> None:
+    decision = ask(trial, siblings)
+    if decision is not None and trial.takeoff is not None:
+        assert decision.verdict == "too_slow"
+
+
+@given(histories(), SIBLINGS)
+def test_without_a_sibling_that_took_off_only_its_own_probes_stop_a_trial(
+    trial: History, siblings: list[History]
 ) -> None:
-    settings = TrainingConfig(epochs=40, learning_rate=rate)
-    if decide(curve, siblings, settings, CONSTANT_WER, grace) is not None:
-        assert len(curve) >= grace
-    if ask(curve, siblings, rate) is not None:
-        assert len(curve) >= 8
+    decision = ask(trial, [s for s in siblings if not s.takeoff])
+    assert decision is None or decision.siblings == ()
 
 
-@given(curves(), SIBLINGS, RATES)
-def test_who_took_off_is_left_alone_until_the_first_rung_and_then_judged_by_wer(
-    curve: list[EpochReport], siblings: list[list[EpochReport]], rate: float
+@given(histories(), SIBLINGS)
+def test_the_best_run_of_all_is_never_too_slow(trial: History, siblings: list[History]) -> None:
+    if trial.takeoff and all(trial.best_wer <= s.best_wer for s in siblings):
+        assert ask(trial, siblings) is None
+
+
+@given(histories(), SIBLINGS)
+def test_siblings_have_no_order(trial: History, siblings: list[History]) -> None:
+    numbered = [replace(s, number=n) for n, s in enumerate(siblings)]
+    here, there = ask(trial, numbered), ask(trial, numbered[::-1])
+    assert (here and here.rule) == (there and there.rule)
+    if here and there:
+        assert here.siblings == there.siblings
+        assert here.evidence == pytest.approx(there.evidence)
+
+
+@given(histories(), SIBLINGS, st.floats(0.3, 0.99))
+def test_a_better_wer_or_loss_never_gets_a_trial_stopped(
+    trial: History, siblings: list[History], factor: float
 ) -> None:
-    decision = ask(curve, siblings, rate)
-    takeoff = takeoff_epoch([r.wer for r in curve], CONSTANT_WER)
-    if decision is not None and takeoff is not None:
-        assert decision.rule == "too_slow"
-        assert len(curve) >= takeoff + FIRST_RUNG
-    elif decision is not None:
-        assert decision.rule in ("futile", "exhausted")
-
-
-@given(curves(), SIBLINGS, RATES)
-def test_the_best_run_of_all_is_never_too_slow(
-    curve: list[EpochReport], siblings: list[list[EpochReport]], rate: float
-) -> None:
-    wers = [r.wer for s in (curve, *siblings) for r in s if math.isfinite(r.wer)]
-    if wers and min(wers) in [r.wer for r in curve]:
-        decision = ask(curve, siblings, rate)
-        assert decision is None or decision.rule != "too_slow"
-
-
-@given(curves(), SIBLINGS, RATES, st.integers(2, 4))
-def test_in_the_plateau_more_of_the_same_siblings_change_nothing(
-    curve: list[EpochReport], siblings: list[list[EpochReport]], rate: float, times: int
-) -> None:
-    if takeoff_epoch([r.wer for r in curve], CONSTANT_WER) is not None:
+    if trial.takeoff is None:
         return
-    once, often = ask(curve, siblings, rate), ask(curve, siblings * times, rate)
-    assert (once and once.rule) == (often and often.rule)
+    better = [
+        replace(r, metrics={**r.metrics, **{k: r.metrics[k] * factor for k in ("dev/wer", "dev/loss")}})
+        for r in trial.reports
+    ]
+    improved = replace(trial, reports=better)
+    if improved.takeoff == trial.takeoff and ask(trial, siblings) is None:
+        assert ask(improved, siblings) is None
 
 
-@given(curves(), SIBLINGS, RATES)
-def test_siblings_have_no_order(curve: list[EpochReport], siblings: list[list[EpochReport]], rate: float) -> None:
-    assert ask(curve, siblings, rate) == ask(curve, siblings[::-1], rate)
+@given(histories(), st.lists(histories(), min_size=1, max_size=6))
+def test_an_outlook_is_a_wer_with_a_chance(trial: History, siblings: list[History]) -> None:
+    took_off = [s for s in siblings if s.takeoff]
+    if not took_off:
+        return
+    seen = outlook(trial, took_off, FLOORS)
+    assert seen.wer > 0
+    assert seen.spread > 0
+    assert 0 <= seen.chance_below(0.01) <= seen.chance_below(0.5) <= 1
 
 
-@given(curves(), st.lists(curves(), max_size=6), RATES)
-def test_who_reaches_a_siblings_lr_time_is_not_futile(
-    curve: list[EpochReport], siblings: list[list[EpochReport]], rate: float
-) -> None:
-    decision = ask(curve, siblings, rate)
-    if decision is not None and decision.rule == "futile":
-        assert decision.evidence["lr_time_end"] < decision.evidence["lr_time_needed"] / 2
-        assert decision.evidence["spread_end"] < decision.evidence["spread_needed"] / 2
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_with_time_predictions_are_surer(one: float, other: float) -> None:
+    early, late = sorted((one, other))
+    assert default_spread(early) >= default_spread(late) > 0
+
+
+@given(histories())
+def test_with_time_wer_counts_more_and_in_the_plateau_not_at_all(trial: History) -> None:
+    weights = [wer_weight(trial, epoch) for epoch in range(1, len(trial.reports) + 1)]
+    assert weights == sorted(weights)
+    assert all(0 <= weight <= 1 for weight in weights)
+    assert not any(weights[: (trial.takeoff or 99) - 1])
+
+
+@given(histories(), SIBLINGS)
+def test_in_the_plateau_wer_is_no_evidence(trial: History, siblings: list[History]) -> None:
+    if trial.takeoff is not None:
+        return
+    flat = [replace(r, metrics={**r.metrics, "dev/wer": 1.0}) for r in trial.reports]
+    here, there = ask(trial, siblings), ask(replace(trial, reports=flat), siblings)
+    assert (here and here.rule) == (there and there.rule)

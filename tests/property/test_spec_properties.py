@@ -44,6 +44,20 @@ TRIAL = st.fixed_dictionaries(
         "weight_decay": st.floats(0, 1),
     },
 )
+PRUNERS = st.sampled_from(["plateau", "none", "median", "hyperband"]) | st.sampled_from(
+    [
+        {"grace_epochs": 3},
+        {"name": "plateau", "audit_share": 0.5},
+        {"name": "median", "n_startup_trials": 2, "interval_steps": 3},
+        {"name": "percentile", "percentile": 12.5},
+        {"name": "successive_halving", "min_resource": 2, "bootstrap_count": 3},
+        {"name": "successive_halving", "reduction_factor": 2, "audit_share": 0.0},
+        {"name": "hyperband", "max_resource": 40},
+        {"name": "threshold", "upper": 0.9},
+        {"name": "patient", "patience": 2},
+        {"name": "patient", "patience": 2, "wrapped_pruner": {"name": "percentile", "percentile": 80}},
+    ]
+)
 SPECS = st.fixed_dictionaries(
     {"name": NAMES, "corpus": st.sampled_from(["generated", "some/path"])},
     optional={
@@ -56,6 +70,7 @@ SPECS = st.fixed_dictionaries(
         ),
         "first_trials": st.dictionaries(NAMES, TRIAL, max_size=3),
         "seed": st.integers(0, 2**32 - 1),
+        "pruner": PRUNERS,
         "budget": st.fixed_dictionaries({"trials": st.integers(3, 99)}, optional={"hours": st.floats(0.01, 1e6)}),
         "workers": st.integers(1, 64),
     },
@@ -94,10 +109,12 @@ def test_a_named_trial_trains_what_it_says(content: dict[str, Any], number: int)
         assert not plan.in_space or (spec.space.contains(plan.hyperparameters) and not plan.overrides)
 
 
-PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
+PRUNER_NAMES = st.sampled_from(["plateau", "none", "median", "percentile", "hyperband", "patient", "threshold"])
+PLAIN = PRUNER_NAMES | st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
 KEYS = st.sampled_from(
-    [*SweepSpec.model_fields, "low", "high", "log", "path", "generated", "trials", "dropout", "patience", "train"]
-)
+    [*SweepSpec.model_fields, "low", "high", "log", "path", "generated", "trials", "dropout", "patience", "train",
+     "wrapped_pruner", "upper"]
+)  # fmt: skip
 ANYTHING = st.recursive(
     PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | PLAIN, inner, max_size=5), max_leaves=20
 )
@@ -107,7 +124,7 @@ ANYTHING = st.recursive(
     ANYTHING
     | st.fixed_dictionaries(
         {"name": st.just("s"), "corpus": ANYTHING},
-        optional=dict.fromkeys(("space", "trainer", "first_trials", "budget"), ANYTHING),
+        optional=dict.fromkeys(("space", "trainer", "first_trials", "budget", "pruner"), ANYTHING),
     )
 )
 def test_whatever_stands_in_the_file_it_is_a_spec_or_a_clear_error(content: Any) -> None:

@@ -11,9 +11,15 @@ from rich.console import Console
 from rich.live import Live
 
 from sweeps.display import LiveTable, PlainLog, epoch_line, print_summary, view
+from sweeps.learned import HOW
 from sweeps.records import EpochRow, TrialRow
+from sweeps.spec import SweepSpec
 from sweeps.states import SweepState, TrialState
-from tests.rows import epoch_row, sweep_row, trial_row
+from sweeps.summary import conclusions
+from tests.rows import decision_row, epoch_row, sweep_row, trial_row
+
+SPEC = SweepSpec.model_validate({"name": "s", "corpus": "x"})
+NOTHING = conclusions(sweep_row(), [], [], SPEC)
 
 
 def nothing(_trial_id: int) -> list[EpochRow]:
@@ -180,7 +186,7 @@ def test_nothing_in_a_reason_is_taken_for_markup() -> None:
         trial_row(1, TrialState.FAILED, name="a", reason=NASTY),
     ]
     sweep = sweep_row(reason=NASTY, state=SweepState.COMPLETE, facts={"constant_sentence": NASTY, "constant_wer": 0.9})
-    print_summary(sweep, trials, nothing, NASTY, NASTY, out)
+    print_summary(sweep, trials, nothing, NASTY, NASTY, NOTHING, out)
     text = out.getvalue()
     # The table; two pruned or failed, one of them named; the sweep's, the sentence, the command, the dashboard.
     assert text.count(NASTY) == 8
@@ -217,7 +223,7 @@ def test_the_summary_tells_the_best_the_pruned_the_named_and_the_way_on() -> Non
         trial_row(2, TrialState.FAILED, reason="ValueError: a fault"),
     ]
     sweep = sweep_row(state=SweepState.COMPLETE, reason="all trials are done")
-    print_summary(sweep, trials, nothing, "python -m model train ...", "http://here", out)
+    print_summary(sweep, trials, nothing, "python -m model train ...", "http://here", NOTHING, out)
     text = out.getvalue()
     for said in (
         "Sweep s: COMPLETE, all trials are done. 12 s in all.",
@@ -236,5 +242,62 @@ def test_the_summary_tells_the_best_the_pruned_the_named_and_the_way_on() -> Non
 def test_a_long_command_is_not_broken() -> None:
     out = io.StringIO()
     command = "python -m model train " + "--option value " * 60
-    print_summary(sweep_row(), [], nothing, command, "d", out)
+    print_summary(sweep_row(), [], nothing, command, "d", NOTHING, out)
     assert command.strip() in out.getvalue()
+
+
+class Terminal(io.StringIO):
+    """Output that goes to a person."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def found_out(out: io.StringIO) -> str:
+    """The summary of a sweep that alarmed, had a range test, learned a little, and audited a trial."""
+    alarm = {"sentence": "None of 8 trials took off.", "advice": "Try higher rates.", "proposal": None}
+    test = {"sentences": ["The ramp used its input at 1.0e-03.", "It diverged at 3.0e-02."]}
+    facts = {"constant_wer": 0.92, "constant_sentence": "A", "alarm": alarm, "range_test": test}
+    kept = "A WER of 50.0% would have kept it."
+    reason = f"Learns, but too slowly. {kept}"
+    trials = [
+        trial_row(0, TrialState.PRUNED, verdict="too_slow", best_wer=0.7, epochs=6, reason=reason),
+        trial_row(1, TrialState.COMPLETE, verdict="learned", best_wer=0.2, best_epoch=9, epochs=24, reason="Learned."),
+    ]
+    sweep = sweep_row(state=SweepState.COMPLETE, facts=facts)
+    epochs = {trial.id: [epoch_row(1, trial.best_wer)] for trial in trials}
+    found = conclusions(sweep, trials, [decision_row(0), decision_row(1, action="audited")], SPEC, epochs)
+    print_summary(sweep, trials, epochs.__getitem__, "python -m model train " + "--option value " * 12, "d", found, out)
+    return out.getvalue()
+
+
+def test_the_summary_says_what_was_found_out() -> None:
+    text = found_out(io.StringIO())
+    kept = "Learns, but too slowly. A WER of 50.0% would have kept it."
+    for said in (
+        f"Pruned:\n  s/0: {kept}\n",
+        f"Condemned, and run on as audits:\n  s/1: {kept} It ran on: Learned.\n",
+        "Alarm:\n  None of 8 trials took off.\n  Try higher rates.\n  Since then 2 trials took off.\n",
+        "Range test:\n  The ramp used its input at 1.0e-03.\n  It diverged at 3.0e-02.\n",
+        f"What it learned ({HOW}):\n",
+        "\n  learning_rate: 2 of 2 trials took off, with 1.0e-03. Too few trials (2) to say where WER is best.\n",
+        "\n  warmup_start_factor, dropout: too few trials (2) to say.\n",
+        "How often the rules were wrong:\n  The rules condemned 2 trials: 1 stopped",
+    ):
+        assert said in text
+    assert "\x1b" not in text, "no colours in a file"
+
+
+def test_in_a_terminal_it_breaks_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    lines = found_out(Terminal()).splitlines()
+    command = next(line for line in lines if "--option" in line)
+    assert command.count("--option") == 12, "a command is not broken"
+    assert all(len(line) <= 80 for line in lines if line != command)
+    (row,) = (line for line in lines if line.startswith("│ 0"))
+    assert "too_slow" in row, "nor is a verdict"
+    sentences = lines[lines.index("Pruned:") : lines.index("Train the best configuration:")]
+    assert any(line.startswith("    ") for line in sentences), "what goes on is indented further"
+    told = " ".join(" ".join(sentences).split())
+    assert "Learns, but too slowly. A WER of 50.0% would have kept it. It ran on: Learned." in told

@@ -13,7 +13,19 @@ from model.corpus.data import CorpusConfig
 from model.types import TrainingConfig
 from sweeps import service
 from sweeps.records import SweepRow
-from sweeps.spec import FloatRange, IntRange, SpecError, SweepSpec, differing_paths, digest, load_spec
+from sweeps.spec import (
+    FloatRange,
+    IntRange,
+    Median,
+    NoPruner,
+    Patient,
+    Plateau,
+    SpecError,
+    SweepSpec,
+    differing_paths,
+    digest,
+    load_spec,
+)
 from sweeps.states import SweepState
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -99,6 +111,27 @@ def test_names_alone_stand_for_sections(load: Load) -> None:
     assert spec.corpus.generated is not None
 
 
+@pytest.mark.parametrize("name", ["plateau", "none", "median", "successive_halving", "hyperband"])
+def test_a_pruner_that_needs_no_setting_is_named_alone(load: Load, name: str) -> None:
+    assert load(f"{HEAD}pruner: {name}\n").pruner == load(f"{HEAD}pruner: {{name: {name}}}\n").pruner
+    assert load(f"{HEAD}pruner: {name}\n").pruner.name == name
+
+
+def test_a_pruner_within_a_pruner(load: Load) -> None:
+    pruner = load(f"{HEAD}pruner: {{name: patient, patience: 3, wrapped_pruner: median}}\n").pruner
+    assert pruner == Patient(patience=3, wrapped_pruner=Median())
+
+
+def test_specs_that_were_stored_before_there_were_several_pruners_are_read(load: Load) -> None:
+    for name, grace in (("plateau", None), ("plateau", 7), ("none", None), ("none", 7)):
+        spec = load(f"{HEAD}pruner: {name}\n")
+        stored = {**spec.model_dump(mode="json"), "pruner": {"name": name, "grace_epochs": grace}}
+        now = Plateau(grace_epochs=grace) if name == "plateau" else NoPruner()
+        assert SweepSpec.model_validate(stored).pruner == now
+        if grace is None:
+            assert differing_paths(SweepSpec.model_validate(stored).identity(), spec.identity()) == []
+
+
 def test_changes_from_the_command_line_win(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text(f"{HEAD}budget: {{trials: 5, hours: 2}}\nworkers: 1", encoding="utf-8")
@@ -124,6 +157,13 @@ def test_changes_from_the_command_line_win(tmp_path: Path) -> None:
         ("budget: {trails: 3}\n", "budget.trails: unknown key; did you mean trials?"),
         ("sampler: {nam: tpe}\n", "sampler.nam: unknown key; did you mean name?"),
         ("pruner: {grace: 3}\n", "pruner.grace: unknown key; did you mean grace_epochs?"),
+        ("pruner: {name: median, warmup_steps: 3}\n", "pruner.warmup_steps: unknown key; did you mean n_warmup_steps?"),
+        ("pruner: {name: median, grace_epochs: 3}\n", "pruner.grace_epochs: unknown key; "),
+        ("pruner: {name: none, audit_share: 0}\n", "pruner.audit_share: unknown key; known here: name"),
+        (
+            "pruner: {name: patient, patience: 3, wrapped_pruner: {name: median, startup_trials: 3}}\n",
+            "pruner.wrapped_pruner.startup_trials: unknown key; did you mean n_startup_trials?",
+        ),
         ("first_trials: {a: {drop_out: 0}}\n", "first_trials.a.drop_out: unknown key; did you mean dropout?"),
         ("first_trials: {a: {zzz: 0}}\n", "first_trials.a.zzz: unknown key; known here: epochs, batch_size, "),
     ],
@@ -185,7 +225,54 @@ def test_a_corpus_that_cannot_be_meant_is_refused(faults: Faults, corpus: str, l
         ("budget: {hours: 0}", "budget.hours: 0: input should be greater than 0"),
         ("budget: {total_epochs: 0}", "budget.total_epochs: 0: input should be greater than or equal to 1"),
         ("sampler: cmaes", "sampler.name: 'cmaes': input should be 'tpe' or 'random'"),
-        ("pruner: median", "pruner.name: 'median': input should be 'plateau' or 'none'"),
+        ("pruner: medain", "pruner.name: 'medain': unknown; did you mean median?"),
+        ("pruner: asha", "pruner.name: 'asha': unknown; known here: plateau, none, median, percentile, successive_h"),
+        ("pruner: wilcoxon", "pruner: wilcoxon compares scores on the same folds or sentences; epochs of a curve"),
+        ("pruner:", "pruner: None: must be a mapping, `key: value`"),
+        ("pruner: percentile", "pruner.percentile: is missing"),
+        (
+            "pruner: {name: percentile, percentile: 101}",
+            "pruner.percentile: 101: input should be less than or equal to 1",
+        ),
+        (
+            "pruner: {name: median, n_startup_trials: few}",
+            "pruner.n_startup_trials: 'few': input should be a valid int",
+        ),
+        ("pruner: threshold", "pruner: name a threshold: upper: 0.95, say"),
+        ("pruner: {name: threshold, lower: 0.5, upper: 0.1}", "pruner: lower 0.5 is above upper 0.1; swap them"),
+        (
+            "pruner: {name: successive_halving, min_resource: soon}",
+            "pruner.min_resource: 'soon': write a number of epochs from 1, or auto",
+        ),
+        (
+            "pruner: {name: successive_halving, min_resource: 0}",
+            "pruner.min_resource: 0: write a number of epochs from 1, or auto",
+        ),
+        (
+            "pruner: {name: successive_halving, bootstrap_count: 2}",
+            "pruner: bootstrap_count needs a number as min_resource; set it, or leave bootstrap_count at 0",
+        ),
+        (
+            "pruner: {name: hyperband, bootstrap_count: 2}",
+            "pruner: bootstrap_count needs a number as max_resource; set it, or leave bootstrap_count at 0",
+        ),
+        (
+            "pruner: {name: hyperband, min_resource: 5, max_resource: 4}",
+            "pruner: max_resource 4 is below min_resource 5: there would be no bracket; raise it to the epochs of a ",
+        ),
+        ("pruner: {name: patient, wrapped_pruner: median}", "pruner.patience: is missing"),
+        (
+            "pruner: {name: patient, patience: 3, wrapped_pruner: hyperband}",
+            "pruner.wrapped_pruner.name: 'hyperband': unknown; known here: median, percentile, threshold",
+        ),
+        (
+            "pruner: {name: patient, patience: 3, wrapped_pruner: {n_startup_trials: 2}}",
+            "pruner.wrapped_pruner.name: is missing",
+        ),
+        (
+            "pruner: {name: patient, patience: 3, wrapped_pruner: {name: median, audit_share: 0}}",
+            "pruner.wrapped_pruner: audit_share belongs to the patient pruner itself; set it there",
+        ),
         ("first_trials: [a]", "first_trials: ['a']: must be a mapping, `key: value`"),
         ("first_trials: {a: }", "first_trials.a: None: must be a mapping, `key: value`"),
         ("first_trials: {a: {dropout: 2}}", "first_trials.a.dropout: 2: input should be less than 1"),
@@ -321,6 +408,7 @@ def test_budget_workers_and_places_are_no_part_of_the_identity(load: Load) -> No
         ({"space": {"dropout": {"low": 0.0, "high": 0.4}}}, "space.dropout.high (0.5 -> 0.4)"),
         ({"sampler": "random"}, 'sampler.name ("tpe" -> "random")'),
         ({"pruner": {"grace_epochs": 5}}, "pruner.grace_epochs (null -> 5)"),
+        ({"pruner": {"audit_share": 0}}, "pruner.audit_share (0.1 -> 0.0)"),
         ({"corpus": {"path": "x", "filter": "phoenix-si5"}}, 'corpus.filter ("none" -> "phoenix-si5")'),
         ({"first_trials": {"a": {"dropout": 0.2}}}, 'first_trials.a (null -> {"dropout": 0.2})'),
     ],

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from hypothesis import strategies as st
 from model.__main__ import parser
 from model.corpus.data import CorpusConfig
 from model.types import TrainingConfig
+from sweeps.records import DecisionRow, TrialRow
 from sweeps.spec import SweepSpec
-from sweeps.states import TrialState
+from sweeps.states import SweepState, TrialState
 from sweeps.summary import (
     DESCRIPTION_LENGTH,
+    Conclusions,
     best_trial,
+    conclusions,
     config_of,
     description,
     powershell_line,
@@ -29,10 +33,31 @@ from sweeps.summary import (
     sentence_about,
     train_command,
 )
-from tests.rows import sweep_row, trial_row
+from tests.rows import decision_row, epoch_row, sweep_row, trial_row
 
 SPEC = SweepSpec.model_validate({"name": "s", "corpus": "x"})
 CORPUS = CorpusConfig(path=Path("/data/x"))
+ALARM = {
+    "cause": "rates_too_low",
+    "sentence": "None of 8 trials took off.",
+    "advice": "Try higher rates: --accept-proposal.",
+    "numbers": {},
+    "trials": [0, 1],
+    "proposal": {"low": 1e-3, "high": 3e-2},
+}
+TEST = {
+    "sentences": ["It used its input at 1.0e-03.", "It diverged at 3.0e-02."],
+    "low": 1e-4,
+    "looks": [{"rate": 1.0}],
+}
+FOUND = {"constant_wer": 0.92, "constant_sentence": "A", "alarm": ALARM, "range_test": TEST}
+"""Facts of a sweep that alarmed and had a range test."""
+
+
+def found_in(trials: list[TrialRow], decisions: Sequence[DecisionRow] = ()) -> Conclusions:
+    """What a sweep of these trials came to, each with 12 epochs at its best WER."""
+    epochs = {t.id: [epoch_row(n, t.best_wer) for n in range(1, 13)] for t in trials if t.best_wer is not None}
+    return conclusions(sweep_row(), trials, decisions, SPEC, epochs)
 
 
 def parsed(command: str) -> tuple[Any, TrainingConfig]:
@@ -148,7 +173,7 @@ def test_the_interpreter_is_named_in_full_where_no_environment_is_active(monkeyp
 # as JSON
 
 
-def some_trials() -> list[Any]:
+def some_trials() -> list[TrialRow]:
     return [
         trial_row(0, TrialState.PRUNED, name="original", overrides={"schedule": "constant"}, best_wer=0.97, epochs=5,
                   verdict="never_learned", reason="Not learning: ..."),
@@ -160,7 +185,7 @@ def some_trials() -> list[Any]:
 
 
 def test_the_result_is_strict_json_with_all_that_was_promised() -> None:
-    what = result(sweep_row(), some_trials(), SPEC, CORPUS, "sqlite:///m.db", "sweeps ui s")
+    what = result(sweep_row(), some_trials(), SPEC, CORPUS, "sqlite:///m.db", "sweeps ui s", found_in(some_trials()))
     assert json.loads(json.dumps(what, allow_nan=False)) == what
     assert what.keys() >= {"sweep", "tracking_uri", "ui_command", "seconds", "best", "counts", "trials"}
     assert what["seconds"] == 12.3
@@ -173,10 +198,32 @@ def test_the_result_is_strict_json_with_all_that_was_promised() -> None:
     assert [t["best_wer"] for t in what["trials"]] == [0.97, 0.25, 0.25, None, None]
     promised = {"number", "name", "trial_state", "verdict", "reason", "best_wer", "epochs", "hyperparameters"}
     assert all(t.keys() >= promised for t in what["trials"])
+    assert (what["alarm"], what["range_test"]) == (None, None)
+    assert [lesson["parameter"] for lesson in what["learned"]] == list(SPEC.space.ranges())
+    assert (what["audit"]["condemned"], what["audit"]["error_rate"]) == (0, None)
+
+
+def test_the_result_says_what_was_condemned_audited_and_found() -> None:
+    trials = [
+        trial_row(0, TrialState.PRUNED, rule="too_slow", verdict="too_slow", best_wer=0.7, epochs=6, reason="Slow."),
+        trial_row(1, TrialState.COMPLETE, rule="epochs", verdict="learned", best_wer=0.2, epochs=24),
+        trial_row(2, TrialState.COMPLETE, rule="patience", verdict="learned", best_wer=0.5, epochs=20),
+    ]
+    decisions = [decision_row(0, counterfactual=""), decision_row(1, action="audited")]
+    what = result(sweep_row(facts=FOUND), trials, SPEC, CORPUS, "", "", found_in(trials, decisions))
+    assert json.loads(json.dumps(what, allow_nan=False)) == what
+    assert [t["rule"] for t in what["trials"]] == ["too_slow", "epochs", "patience"]
+    assert [t["counterfactual"] for t in what["trials"]] == [None, "A WER of 50.0% would have kept it.", None]
+    assert [t["audited"] for t in what["trials"]] == [False, True, False]
+    assert what["alarm"] == ALARM
+    assert what["range_test"] == {"sentences": TEST["sentences"], "low": 1e-4}, "its curve is in a file of its own"
+    audit = what["audit"]
+    assert (audit["condemned"], audit["audited"], audit["finished"]) == (2, 1, 1)
+    assert (audit["winners_killed"], audit["error_rate"], audit["epochs_saved"]) == ([1], 1.0, SPEC.trainer.epochs - 6)
 
 
 def test_a_sweep_without_any_wer_has_no_best() -> None:
-    what = result(sweep_row(), [trial_row(0)], SPEC, CORPUS, "", "")
+    what = result(sweep_row(), [trial_row(0)], SPEC, CORPUS, "", "", found_in([trial_row(0)]))
     assert what["best"] is None
     assert json.dumps(what, allow_nan=False)
     assert best_trial([]) is None
@@ -197,13 +244,22 @@ def table(text: str) -> list[list[str]]:
     return [line.strip("|").split("|") for line in lines[2:]]
 
 
+def described(trials: list[TrialRow], decisions: Sequence[DecisionRow] = (), **fields: Any) -> str:
+    return description(sweep_row(**fields), trials, None, found_in(trials, decisions))
+
+
 def test_the_description_fits_a_tag_however_many_trials_there_are() -> None:
     trials = [
         trial_row(n, TrialState.PRUNED, name=f"trial-{n}" + "x" * 50, best_wer=n / 1000, reason="Not learning. " * 30)
         for n in range(1000)
     ]
-    text = description(sweep_row(), trials, "python -m model train " + "--some option " * 40)
+    decisions = [decision_row(n, action="audited" if n % 10 == 0 else "stopped") for n in range(1000)]
+    found = found_in(trials[:5], decisions[:5])
+    found = Conclusions(found.lessons, conclusions(sweep_row(), trials, decisions, SPEC).audit, found.decisions)
+    text = description(sweep_row(facts=FOUND), trials, "python -m model train " + "--some option " * 40, found)
     assert len(text) <= DESCRIPTION_LENGTH
+    for heading in ("Alarm", "Range test", "What it learned", "How often the rules were wrong"):
+        assert f"**{heading}" in text
     rows = table(text)
     assert {len(cells) for cells in rows} == {7}
     assert [cells[0].split()[0] for cells in rows] == [str(n) for n in range(len(rows))], "the best ones"
@@ -213,23 +269,54 @@ def test_the_description_fits_a_tag_however_many_trials_there_are() -> None:
 
 
 def test_thirty_short_ones_stand_in_it() -> None:
-    text = description(sweep_row(), [trial_row(n) for n in range(31)], None)
+    text = described([trial_row(n) for n in range(31)])
     assert len(table(text)) == 30
     assert text.endswith("The 1 other trials stand among the runs below.")
-    text = description(sweep_row(), [trial_row(n) for n in range(30)], None)
+    text = described([trial_row(n) for n in range(30)])
     assert len(table(text)) == 30
     assert "other trials" not in text
 
 
 def test_nothing_a_reason_holds_breaks_the_table() -> None:
     reason = "ValueError: a | b\nsecond line\r\n| third |"
-    (cells,) = table(description(sweep_row(), [trial_row(0, TrialState.FAILED, reason=reason)], None))
+    (cells,) = table(described([trial_row(0, TrialState.FAILED, reason=reason)]))
     assert len(cells) == 7
     assert cells[-1].strip() == "ValueError: a / b second line / third /"
 
 
 def test_a_sweep_without_trials_has_a_description() -> None:
-    text = description(sweep_row(), [], None)
+    text = described([])
     assert "no trial yet of 20 trials" in text
     assert "92.0% WER" in text
     assert table(text) == []
+
+
+def lines_under(heading: str, text: str) -> list[str]:
+    """The points of a section."""
+    _, _, rest = text.partition(f"**{heading}")
+    return [line.removeprefix("- ") for line in rest.splitlines()[2:] if line.startswith("- ")] if rest else []
+
+
+def test_the_description_says_what_was_found_out() -> None:
+    trials = [
+        trial_row(0, TrialState.PRUNED, verdict="too_slow", best_wer=0.7, epochs=6, reason="Slow."),
+        trial_row(1, TrialState.COMPLETE, verdict="learned", best_wer=0.2, epochs=24),
+    ]
+    text = described(
+        trials, [decision_row(0), decision_row(1, action="audited")], facts=FOUND, state=SweepState.COMPLETE
+    )
+    assert lines_under("Alarm", text)[:3] == [ALARM["sentence"], ALARM["advice"], "Since then 2 trials took off."]
+    assert lines_under("Range test", text)[:2] == TEST["sentences"]
+    learned = lines_under("What it learned", text)
+    assert learned[0].startswith("learning_rate: 2 of 2 trials took off, with 1.0e-03.")
+    assert learned[1] == "warmup_start_factor, dropout: too few trials (2) to say.", "said once"
+    assert lines_under("How often", text)[0].startswith("The rules condemned 2 trials: 1 stopped")
+    assert [cells[2].strip() for cells in table(text)] == ["learned (audited)", "too_slow"]
+
+
+def test_what_is_not_there_has_no_heading() -> None:
+    assert "**" not in described([trial_row(0)]).partition("\n")[2]
+    facts = {**FOUND, "range_test": None}
+    text = described([trial_row(0, TrialState.COMPLETE, best_wer=1.0)], facts=facts)
+    assert lines_under("Alarm", text)[:2] == [ALARM["sentence"], ALARM["advice"]]
+    assert "Since then" not in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -187,6 +188,13 @@ def test_the_lag_of_eval_mode_in_a_slow_run_is_none() -> None:
     assert "wrong_weights" not in found([report(5, train_loss=5.0, dev_loss=9.8, spread_range=3.0)])
 
 
+def test_eval_mode_that_lags_for_long_at_a_tiny_rate_is_none_either() -> None:
+    """A run of the curve tables at 2.4e-5, epoch 22: train 4.25, dev 10.9, range 2.0. The weights are the same."""
+    tiny = [replace(r, lr_time=0.022) for r in [report(22, train_loss=4.25, dev_loss=12.9, spread_range=2.0)]]
+    assert "wrong_weights" not in found(tiny)
+    assert "wrong_weights" in found([replace(r, lr_time=0.3) for r in tiny])
+
+
 # infeasible targets
 
 
@@ -313,6 +321,7 @@ def test_a_network_that_does_not_know_when() -> None:
         {"swap_t": 8.0, "swap_gap": 1.0, "permuted_gap": 0.56},  # a live run's lowest share
         {"swap_t": 4.0, "swap_gap": 1.0, "permuted_gap": 0.05},  # not clear yet
         {"swap_t": 0.5, "swap_gap": 0.01, "permuted_gap": 0.0},  # the plateau
+        {"swap_t": 6.5, "swap_gap": 0.03, "permuted_gap": 0.007},  # a live run of the curve tables at a rate of 4e-5
     ],
 )
 def test_a_network_of_which_that_is_not_known(probes: dict[str, float]) -> None:

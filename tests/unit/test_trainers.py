@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from model.ctc import CTCTrainer
+from model.floors import Floors
 from model.types import EpochReport, TrainingConfig
 from sweeps import pruning, service, trainers, worker
 from sweeps.display import epoch_line
@@ -196,20 +197,25 @@ def curve(wers: list[float]) -> list[EpochReport]:
     return [EpochReport(epoch, 10 * epoch, {"dev/wer": wer}) for epoch, wer in enumerate(wers, start=1)]
 
 
-LEARNS = curve([1.0, 0.9, 0.5, *[0.2] * 30])
+FLOORS = Floors(0.92, "", 4.0, 4.0, 14.0)
+
+
+def history(wers: list[float], number: int = 0, *, ended: bool = False) -> pruning.History:
+    return pruning.History(number, curve(wers), TrainingConfig(epochs=40), 0.92, ended)
+
+
+LEARNS = [history([1.0, 0.9, 0.5, *[0.2] * 30], n, ended=True) for n in range(3)]
 
 
 def test_rules_that_ask_for_more_do_not_judge() -> None:
-    config = TrainingConfig(epochs=40)
-    assert pruning.decide(curve([1.0] * 8), [LEARNS], config, 0.92) is None  # futile needs time spread and LR-time
+    assert pruning.decide(history([1.0] * 8, 9), LEARNS, FLOORS) is None  # in the plateau WER alone is no evidence
 
 
 def test_rules_of_wer_and_epochs_still_do() -> None:
-    config = TrainingConfig(epochs=40)
-    exhausted = pruning.decide(curve([1.0] * 9), [LEARNS], config, 0.92)
+    exhausted = pruning.decide(history([1.0] * 9, 9), LEARNS, FLOORS)
     assert exhausted is not None
     assert exhausted.rule == "exhausted"
-    slow = pruning.decide(curve([0.8] * 9), [LEARNS] * 3, config, 0.92)
+    slow = pruning.decide(history([0.8] * 9, 9), LEARNS, FLOORS)
     assert slow is not None
     assert slow.rule == "too_slow"
 
@@ -228,5 +234,5 @@ def test_a_divergence_is_told_without_a_learning_rate(home: Home, tmp_path: Path
     assert worker.finish_if_over(SPEC, store, sweep, claim, SPEC.trainer, [last])
     trial = store.trials(sweep.id)[0]
     assert (trial.state, trial.verdict) == (TrialState.PRUNED, "diverged")
-    assert trial.reason == "Diverged: 10 of 10 steps of epoch 1 were not finite."
+    assert trial.reason.startswith("Diverged: 10 of 10 steps of epoch 1 were not finite. At most 1% of the steps")
     store.close()
