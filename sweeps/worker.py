@@ -124,7 +124,7 @@ def _ask(spec: SweepSpec, store: Store, study: Study, sweep: SweepRow, claim: Cl
 def _suggested(spec: SweepSpec, store: Store, sweep: SweepRow, claim: Claim) -> Hyperparameters:
     curves = {trial: [row.report() for row in rows] for trial, rows in store.sweep_epochs(sweep.id).items()}
     bounds = _reread(store, sweep).facts.get("learning_rate_bounds")  # those of a range test or of an alarm, if any
-    rates = bounds and FloatRange(low=bounds["low"], high=bounds["high"], log=True)
+    rates = bounds and FloatRange(low=bounds["low"], high=bounds["high"], log=spec.space.learning_rate.log)
     siblings = store.trials(sweep.id)
     return suggest(spec, claim.number, siblings, curves, sweep.floors.constant_wer, learning_rate=rates)
 

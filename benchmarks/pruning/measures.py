@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
-from sweep import TRIALS, Replayed, Trial
+from sweep import Replayed, Trial
 from tables import Recorded
 
 WINNER_MARGIN = 0.005
@@ -31,36 +30,26 @@ class Estimate:
     high: float
 
 
-def mean_over_sweeps(sweeps: Sequence[Replayed], value: Callable[[Replayed], float]) -> Estimate:
-    """A mean over sweeps whose trials were drawn from a finite table.
+def mean_over_sweeps(
+    sweeps: Sequence[Replayed], resampled: Sequence[Sequence[Replayed]], value: Callable[[Replayed], float]
+) -> Estimate:
+    """A mean over sweeps, and the interval that other runs of the same corpora would give.
 
-    The mean over all draws of m from n runs is a U-statistic; its standard error for the n runs being a sample follows
-    from its first projection: m / sqrt(n) times the spread, over runs, of the mean of the sweeps a run is in (Hoeffding
-    1948). The noise of having replayed a part of the draws is taken off the spread, and added as what it is.
+    `resampled` holds, for tables whose runs were drawn anew with replacement, the sweeps over each (a bootstrap by
+    run). The standard error is that of their means, corpus by corpus, and so holds the noise of replaying a few sweeps
+    of each as well: the interval is rather too wide than too narrow.
     """
-    values = np.array([value(sweep) for sweep in sweeps])
-    total, count = values.mean(), len(values)
-    error = values.var(ddof=1) / count if count > 1 else 0.0
-    for runs, inside in _by_table(sweeps):
-        chosen = [values[rows] for rows in inside.values() if len(rows) > 1]
-        if len(chosen) < 2:
-            continue
-        projected = np.array([c.mean() for c in chosen])
-        noise = float(np.mean([c.var(ddof=1) / len(c) for c in chosen]))
-        spread = max(0.0, float(projected.var(ddof=1)) - noise)
-        share = sum(len(s.trials) > 0 and s.trials[0].run.table == runs for s in sweeps) / count
-        error += share**2 * TRIALS**2 * spread / len(inside)
+    by_table: dict[str, list[float]] = defaultdict(list)
+    for sweep in sweeps:
+        by_table[sweep.table].append(value(sweep))
+    total = sum(map(sum, by_table.values())) / len(sweeps)
+    means: dict[str, list[float]] = defaultdict(list)
+    for some in resampled:
+        means[some[0].table].append(float(np.mean([value(sweep) for sweep in some])))
+    shares = {table: len(values) / len(sweeps) for table, values in by_table.items()}
+    error = sum(shares[table] ** 2 * float(np.var(m, ddof=1)) for table, m in means.items() if len(m) > 1)
     half = norm.ppf(0.975) * math.sqrt(error)
     return Estimate(float(total), float(total - half), float(total + half))
-
-
-def _by_table(sweeps: Sequence[Replayed]) -> list[tuple[str, dict[str, list[int]]]]:
-    """For each table, the replays that each of its runs takes part in."""
-    found: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for place, sweep in enumerate(sweeps):
-        for trial in sweep.trials:
-            found[trial.run.table][trial.run.name].append(place)
-    return [(name, dict(inside)) for name, inside in found.items()]
 
 
 def rate_over_runs(
@@ -105,12 +94,14 @@ def winner_killed(sweep: Replayed) -> float:
     return float(any(t.stop and t.run.best < sweep.best - WINNER_MARGIN for t in sweep.trials))
 
 
-def measure(sweeps: Sequence[Replayed], *, verdicts: bool) -> dict[str, float | None]:
+def measure(
+    sweeps: Sequence[Replayed], resampled: Sequence[Sequence[Replayed]], *, verdicts: bool
+) -> dict[str, float | None]:
     """All measures of a policy; `*_low` and `*_high` are the ends of 95 % intervals. Rates are fractions."""
     estimates = {
-        "epochs_fraction": mean_over_sweeps(sweeps, lambda s: s.epochs / s.epochs_without),
-        "regret_points": mean_over_sweeps(sweeps, lambda s: 100 * s.regret),
-        "winners_killed_rate": mean_over_sweeps(sweeps, winner_killed),
+        "epochs_fraction": mean_over_sweeps(sweeps, resampled, lambda s: s.epochs / s.epochs_without),
+        "regret_points": mean_over_sweeps(sweeps, resampled, lambda s: 100 * s.regret),
+        "winners_killed_rate": mean_over_sweeps(sweeps, resampled, winner_killed),
         "learners_stopped_in_plateau_rate": rate_over_runs(sweeps, lambda t: t.run.learned, stopped_in_plateau),
         "dead_stopped_rate": rate_over_runs(
             sweeps,
@@ -142,8 +133,3 @@ def measure(sweeps: Sequence[Replayed], *, verdicts: bool) -> dict[str, float | 
 
 def _number(value: float) -> float | None:
     return round(value, 5) if math.isfinite(value) else None
-
-
-def share_of_table(runs: Sequence[Recorded]) -> NDArray[np.float64]:
-    """Best WER of every run, for reports on a table as a whole."""
-    return np.array([run.best for run in runs])

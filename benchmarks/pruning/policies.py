@@ -28,8 +28,26 @@ class Named:
     verdicts: bool = False
     """Whether it says what a stopped trial came to, or only compares."""
 
+    @property
+    def with_tpe(self) -> bool:
+        """Whether it is replayed with TPE as well, which takes minutes a policy: one setting of each family that its
+        users would try.
+        """
+        return (self.family, self.settings) in WITH_TPE
+
     def __str__(self) -> str:
         return f"{self.family} {' '.join(f'{k}={v}' for k, v in self.settings.items())}".strip()
+
+
+WITH_TPE: list[tuple[str, dict[str, Any]]] = [
+    ("none", {}),
+    ("ours", {}),
+    ("Median", {"startup": 5, "warmup": 5}),
+    ("Percentile", {"percentile": 25.0, "startup": 3, "warmup": 5}),
+    ("SuccessiveHalving", {"min_resource": 4, "reduction_factor": 2}),
+    ("ASHA", {"grace": 4, "reduction_factor": 2}),
+    ("Hyperband", {"min_resource": 1, "reduction_factor": 3}),
+]
 
 
 def never(_: int) -> Callable[[Trial, Sequence[Trial]], Stop | None]:
@@ -82,18 +100,18 @@ def by_optuna(pruner: OptunaPruner | optuna.pruners.BasePruner, rule: str) -> Ma
 
     def make(seed: int) -> Callable[[Trial, Sequence[Trial]], Stop | None]:
         asked = InMemoryPruner(pruner, f"replay {seed}")
-        numbers: dict[str, int] = {}
-        told: set[str] = set()
+        numbers: dict[int, int] = {}  # by object: a resampled table may hold a run twice
+        told: set[int] = set()
 
         def row(trial: Trial) -> tuple[int, list[float], Any]:
-            number = numbers.setdefault(trial.run.name, len(numbers))
+            number = numbers.setdefault(id(trial), len(numbers))
             state = "PRUNED" if trial.stop else "COMPLETE" if trial.over else "RUNNING"
             return number, trial.run.wers[: trial.epochs], state
 
         def stops(trial: Trial, others: Sequence[Trial]) -> Stop | None:
             # Who was told to be over has not changed since.
-            news = [row(other) for other in others if other.run.name not in told]
-            told.update(other.run.name for other in others if other.over)
+            news = [row(other) for other in others if id(other) not in told]
+            told.update(id(other) for other in others if other.over)
             number, wers, _ = row(trial)
             return Stop(rule, None) if asked.should_prune(number, wers, news) else None
 

@@ -29,7 +29,11 @@ from report import as_markdown, as_picture, auc_rows, docs_page
 from sweep import TRIALS, MakePolicy, Replayed, by_tpe, in_random_order, replay
 from tables import CURVES, Recorded, read_lanes, read_tables
 
+from model.types import mixed_seed
+
 REPLAYS = 1000
+RESAMPLED = 20
+"""Tables drawn anew from each corpus's runs, for the intervals."""
 
 
 def replay_policy(
@@ -49,6 +53,22 @@ def replay_policy(
     return sweeps
 
 
+def resampled_policy(
+    make: MakePolicy, tables: dict[str, list[Recorded]], replays: int, sampler: str, workers: int
+) -> list[list[Replayed]]:
+    """Sweeps over tables whose runs were drawn anew with replacement, for the intervals: RESAMPLED such tables of each
+    corpus, as many sweeps in all.
+    """
+    groups = []
+    each = max(2, replays // (len(tables) * RESAMPLED))
+    for name, runs in tables.items():
+        for number in range(RESAMPLED):
+            drawn = np.random.default_rng(mixed_seed(name, "resampled", number)).integers(len(runs), size=len(runs))
+            table = {name: [runs[i] for i in drawn]}
+            groups.append(replay_policy(make, table, each, sampler, workers, first_seed=1000 * (number + 1)))
+    return groups
+
+
 _tables: dict[str, list[Recorded]] = {}
 _policies: list[Named] = []
 
@@ -66,8 +86,9 @@ def _measure(task: tuple[int, int, str, int]) -> dict[str, Any]:
     policy, began = _policies[index], time.monotonic()
     sweeps = replay_policy(policy.make, _tables, replays, sampler, workers)
     row: dict[str, Any] = {"policy": policy.family, "settings": policy.settings, "sampler": sampler}
-    row |= {"workers": workers, "replays": len(sweeps)} | measure(sweeps, verdicts=policy.verdicts)
-    each = {name: [s for s in sweeps if s.trials[0].run.table == name] for name in _tables}
+    resampled = resampled_policy(policy.make, _tables, replays, sampler, workers)
+    row |= {"workers": workers, "replays": len(sweeps)} | measure(sweeps, resampled, verdicts=policy.verdicts)
+    each = {name: [s for s in sweeps if s.table == name] for name in _tables}
     row["tables"] = {
         name: {
             "epochs_fraction": round(float(np.mean([s.epochs / s.epochs_without for s in some])), 5),
@@ -83,7 +104,7 @@ def _measure(task: tuple[int, int, str, int]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print a JSON list of objects instead of a table")
-    parser.add_argument("--replays", type=int, default=REPLAYS, help="sweeps a policy")
+    parser.add_argument("--replays", type=int, default=REPLAYS, help="sweeps a policy and sampler")
     parser.add_argument("--sampler", choices=("random", "tpe", "both"), default="random")
     parser.add_argument("--curves", type=Path, default=CURVES, help="a folder of curve tables")
     parser.add_argument("--tables", nargs="*", default=[], help="default: all")
@@ -103,7 +124,12 @@ def main() -> int:
         print(f"error: no policy of {arguments.families}; there are {known}", file=sys.stderr)
         return 2
     samplers = ("random", "tpe") if arguments.sampler == "both" else (arguments.sampler,)
-    tasks = [(i, arguments.replays, sampler, arguments.workers) for sampler in samplers for i in range(len(policies))]
+    tasks = [
+        (i, arguments.replays, sampler, arguments.workers)
+        for sampler in samplers
+        for i, policy in enumerate(policies)
+        if sampler == "random" or policy.with_tpe
+    ]
     rows: list[dict[str, Any]] = []
     with multiprocessing.get_context("spawn").Pool(
         arguments.processes, _begin, (arguments.curves, arguments.tables, arguments.families)

@@ -75,6 +75,11 @@ class Replayed:
     trials: list[Trial] = field(repr=False)
 
     @property
+    def table(self) -> str:
+        """The table its runs are of."""
+        return self.trials[0].run.table
+
+    @property
     def epochs(self) -> int:
         return sum(trial.epochs for trial in self.trials)
 

@@ -23,6 +23,7 @@ from model.train import train
 from model.types import METRICS, EpochReport, TrainingConfig
 from sweeps import cli, service
 from sweeps.mirror import STATUS
+from sweeps.pruning import FATAL
 from sweeps.records import EpochRow
 from sweeps.settings import Home
 from sweeps.spec import (
@@ -186,7 +187,8 @@ def test_the_verdicts_page_has_every_mlflow_status() -> None:
 
 def test_the_verdicts_page_has_every_rule() -> None:
     code = (ROOT / "sweeps" / "pruning.py").read_text(encoding="utf-8")
-    rules = set(re.findall(r'Decision\(\s*"(\w+)"', code)) | set(typing.get_args(Ending)) | {"fault"}
+    rules = set(re.findall(r'Decision\(\s*"(\w+)"', code)) | set(FATAL) | set(typing.get_args(Ending)) | {"fault"}
+    rules |= {heading.strip("`") for heading in PRUNERS} - {"plateau", "none"}
     assert set(first_column("verdicts.md", "Rules")) == rules
 
 

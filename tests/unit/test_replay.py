@@ -57,7 +57,7 @@ def test_without_pruning_nothing_is_saved_and_nothing_lost() -> None:
     sweep = replayed(policies.never, LEARNING + DEAD)
     assert (sweep.epochs, sweep.epochs_without) == (72, 72)
     assert sweep.regret == 0
-    found = measures.measure([sweep], verdicts=True)
+    found = measures.measure([sweep], [], verdicts=True)
     assert (found["epochs_fraction"], found["regret_points"], found["verdict_error_rate"]) == (1, 0, 0)
     assert found["epochs_to_verdict"] is None
 
@@ -79,7 +79,7 @@ def test_a_winner_is_killed_only_if_it_would_have_won_by_more_than_half_a_point(
 
 def test_verdict_errors_are_counted_among_runs_that_learned_and_by_run() -> None:
     sweeps = [replayed(stop_at(2, "never_learned"), LEARNING + DEAD)] * 5
-    found = measures.measure(sweeps, verdicts=True)
+    found = measures.measure(sweeps, [], verdicts=True)
     assert found["verdict_error_rate"] == 1
     assert found["runs_learned_called_dead"] == found["runs_learned"] == 3
     # Three runs, however often they were replayed: the exact interval of 3 in 3 begins at 29 %.
@@ -87,16 +87,16 @@ def test_verdict_errors_are_counted_among_runs_that_learned_and_by_run() -> None
 
 
 def test_too_slow_is_no_verdict_of_death() -> None:
-    found = measures.measure([replayed(stop_at(2, "too_slow"), LEARNING)], verdicts=True)
+    found = measures.measure([replayed(stop_at(2, "too_slow"), LEARNING)], [], verdicts=True)
     assert found["verdict_error_rate"] == 0
     assert found["learners_stopped_in_plateau_rate"] == 1
 
 
 def test_the_dead_are_counted_by_whether_a_sibling_had_taken_off_before() -> None:
-    found = measures.measure([replayed(stop_at(4), [DEAD[0], *LEARNING, *DEAD[1:]])], verdicts=False)
+    found = measures.measure([replayed(stop_at(4), [DEAD[0], *LEARNING, *DEAD[1:]])], [], verdicts=False)
     assert found["dead_stopped_rate"] == 1, "a third of 12 epochs is 4"
     assert found["dead_stopped_before_a_takeoff_rate"] == 1
-    late = measures.measure([replayed(stop_at(5), [*LEARNING, *DEAD])], verdicts=False)
+    late = measures.measure([replayed(stop_at(5), [*LEARNING, *DEAD])], [], verdicts=False)
     assert late["dead_stopped_rate"] == 0
     assert late["dead_stopped_before_a_takeoff_rate"] is None
     assert late["verdict_error_rate"] is None, "a policy that gives no verdict has no errors of verdict"
@@ -133,17 +133,17 @@ def test_tpe_is_answered_by_the_nearest_run_and_never_twice_by_the_same() -> Non
     assert [t.run.name for t in replays.replay(policies.never, replays.by_tpe(runs, 3), 3, 16).trials] == names
 
 
-def test_the_interval_of_a_mean_grows_with_what_single_runs_decide() -> None:
-    # Half the sweeps hold the one run that costs a point: the mean hangs on a single run, and the interval says so.
-    steady = [replayed(policies.never, LEARNING)] * 40
-    odd = [replayed(policies.never, LEARNING if n % 2 else [LEARNING[0], *DEAD]) for n in range(40)]
-    count = {True: 1.0, False: 0.0}
-    value = [
-        measures.mean_over_sweeps(s, lambda x: count[any(t.run is DEAD[0] for t in x.trials)]) for s in (steady, odd)
-    ]
-    assert (value[0].low, value[0].high) == (0, 0)
-    assert value[1].value == 0.5
-    assert value[1].high - value[1].low > 0.4
+def test_the_interval_of_a_mean_is_what_other_runs_would_give() -> None:
+    here = [replayed(policies.never, LEARNING)]
+    with_dead, without = (replayed(policies.never, runs) for runs in (DEAD, LEARNING))
+    dead = {True: 1.0, False: 0.0}
+    steady, moved = (
+        measures.mean_over_sweeps(here, groups, lambda s: dead[s.trials[0].run in DEAD])
+        for groups in ([[without]] * 20, [[with_dead], [without]] * 10)
+    )
+    assert (steady.low, steady.value, steady.high) == (0, 0, 0)
+    assert moved.value == 0
+    assert moved.high == pytest.approx(1.96 * math.sqrt(0.25 * 20 / 19), abs=1e-3)
 
 
 def test_a_frontier_leaves_out_what_another_beats_on_both() -> None:
