@@ -201,7 +201,10 @@ def train(run: Run) -> list[EpochReport]:
 def commit_of_trainer() -> str:
     """The last commit that touched the trainer."""
     command = ["git", "log", "-1", "--format=%h", "--", "model"]
-    return subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True).stdout.strip()
+    found = subprocess.run(command, cwd=HERE.parent, check=True, capture_output=True, text=True).stdout.strip()
+    if not found:
+        raise RuntimeError("git knows no commit of model/: record from a clone, so that each run says its trainer")
+    return found
 
 
 def find(table: str, name: str) -> Run:

@@ -95,7 +95,7 @@ class History:
     ended: bool = False
     """It gets no more epochs: finished, or stopped."""
     stopped: bool = False
-    """A rule stopped it: its best WER is not what it would have come to."""
+    """A rule stopped it, or a fault: its best WER is not what it would have come to."""
 
     @cached_property
     def takeoff(self) -> int | None:
@@ -249,13 +249,13 @@ def _exhausted(trial: History, took_off: Sequence[History]) -> Decision | None:
     if latest is None or now.epoch < EXHAUSTED_FACTOR * latest:
         return None
     most = max(s.reports[s.takeoff - 1].lr_time for s in took_off if s.takeoff)
-    if now.lr_time < EXHAUSTED_FACTOR * most:
-        return None
+    if not most > 0 or now.lr_time < EXHAUSTED_FACTOR * most:
+        return None  # without its numbers the rule does not judge
     return Decision(
         "exhausted",
         "never_learned",
-        f"Not learning: WER {now.wer:.1%} after {now.epoch} epochs and {now.lr_time:.2g} of cumulative learning rate; "
-        f"the slowest of {counted(len(took_off), 'trial')} that took off needed {counted(latest, 'epoch')} and "
+        f"Not learning: still in the plateau after {now.epoch} epochs and {now.lr_time:.2g} of cumulative learning "
+        f"rate; the slowest of {counted(len(took_off), 'trial')} that took off needed {counted(latest, 'epoch')} and "
         f"{most:.2g} ({EXHAUSTED_FACTOR:g} times both are allowed).",
         "A takeoff until now, or a lower learning rate, would have kept it.",
         now.epoch,
@@ -280,8 +280,12 @@ class Outlook:
         return NormalDist(self.log_wer, self.spread).cdf(log(max(wer, SMALLEST_WER)))
 
 
-def wer_weight(trial: History, epoch: int) -> float:
-    """Weight of WER against dev loss in a prediction from a trial's first `epoch` epochs: none in the plateau."""
+def wer_weight(trial: History, epoch: int, anchors: Sequence[History]) -> float:
+    """Weight of WER against dev loss in a prediction from a trial's first `epoch` epochs: none in the plateau, all of
+    it where a loss is missing.
+    """
+    if not all(isfinite(run.lowest_losses[0]) for run in (trial, *anchors)):
+        return 1.0
     if trial.takeoff is None or epoch < trial.takeoff:
         return 0.0
     return min(1.0, WEIGHT_SLOPE * epoch / trial.config.epochs)
@@ -289,15 +293,15 @@ def wer_weight(trial: History, epoch: int) -> float:
 
 def default_spread(share_done: float) -> float:
     """Standard deviation of log(final WER) around its prediction, before a sweep has shown its own."""
-    return SPREAD_AT_END + (SPREAD_AT_START - SPREAD_AT_END) * (1 - share_done)
+    return SPREAD_AT_END + (SPREAD_AT_START - SPREAD_AT_END) * max(0.0, 1 - share_done)
 
 
-def _best(siblings: Sequence[History], count: int = ANCHORS) -> list[History]:
+def _best(siblings: Sequence[History]) -> list[History]:
     """The siblings with the lowest WERs. One that a rule stopped counts only if there is no other: it would have come
     to less.
     """
     whole = [s for s in siblings if not s.stopped]
-    return sorted(whole or siblings, key=lambda s: (s.best_wer, s.number))[:count]
+    return sorted(whole or siblings, key=lambda s: (s.best_wer, s.number))[:ANCHORS]
 
 
 def _predicted(trial: History, anchors: Sequence[History], epoch: int, most: float) -> float:
@@ -307,30 +311,33 @@ def _predicted(trial: History, anchors: Sequence[History], epoch: int, most: flo
     Where a trial took off later than an anchor, they are compared at the same distance from takeoff as well, with what
     the anchor came to in as many epochs as are left; the more favourable of the two counts.
     """
-    left = trial.config.epochs - epoch
+    left, weight = trial.config.epochs - epoch, wer_weight(trial, epoch, anchors)
     logs = []
     for anchor in anchors:
         from_start = round(epoch - trial.lost_to_warmup + anchor.lost_to_warmup)
-        found = log(max(anchor.best_wer, SMALLEST_WER)) + _log_ratio(trial, epoch, anchor, from_start, most)
+        found = log(max(anchor.best_wer, SMALLEST_WER)) + _log_ratio(trial, epoch, anchor, from_start, most, weight)
         if trial.takeoff and anchor.takeoff and anchor.takeoff < trial.takeoff <= epoch:
             from_takeoff = epoch - trial.takeoff + anchor.takeoff
             then = log(max(anchor.at(from_takeoff + left)[0], SMALLEST_WER))
-            found = min(found, then + _log_ratio(trial, epoch, anchor, from_takeoff, most))
+            found = min(found, then + _log_ratio(trial, epoch, anchor, from_takeoff, most, weight))
         logs.append(found)
     return sum(logs) / len(logs)
 
 
-def _log_ratio(trial: History, epoch: int, anchor: History, place: int, most: float) -> float:
-    """How far a trial at `epoch` is behind an anchor at `place`: the logarithms of the ratios of WER and loss, weighed
-    by the share of the trial's epochs that are done.
+def _log_ratio(trial: History, epoch: int, anchor: History, place: int, most: float, weight: float) -> float:
+    """How far a trial at `epoch` is behind an anchor at `place`: the logarithms of the ratios of WER and loss, WER with
+    this weight.
     """
     (wer, loss), (wer_then, loss_then) = trial.at(epoch), anchor.at(place)
     by_wer = log(max(wer, SMALLEST_WER) / max(wer_then, SMALLEST_WER))
-    if not (isfinite(loss) and isfinite(loss_then)):
+    if weight == 1:
         return by_wer
-    weight = wer_weight(trial, epoch)
     here, there = (log(min(max(value, SMALLEST_LOSS), most)) for value in (loss, loss_then))
     return weight * by_wer + (1 - weight) * (here - there)
+
+
+def _loss_cap(floors: Floors) -> float:
+    return LOSS_CAP * floors.dev_constant_loss if isfinite(floors.dev_constant_loss) else inf
 
 
 def outlook(trial: History, siblings: Sequence[History], floors: Floors) -> Outlook:
@@ -340,7 +347,7 @@ def outlook(trial: History, siblings: Sequence[History], floors: Floors) -> Outl
     ones would have predicted for it at this epoch.
     """
     epoch = trial.reports[-1].epoch
-    most = LOSS_CAP * floors.dev_constant_loss if isfinite(floors.dev_constant_loss) else inf
+    most = _loss_cap(floors)
     found = _predicted(trial, _best(siblings), epoch, most)
     spread = default_spread(epoch / trial.config.epochs)
     finished = [s for s in siblings if s.ended and not s.stopped and len(s.reports) > epoch]
@@ -356,38 +363,36 @@ def outlook(trial: History, siblings: Sequence[History], floors: Floors) -> Outl
 def _too_slow(trial: History, took_off: Sequence[History], floors: Floors) -> Decision | None:
     """It will hardly beat the best trial in the epochs left."""
     now, config = trial.reports[-1], trial.config
-    if not took_off or (trial.takeoff is None and not isfinite(trial.lowest_losses[-1])):
-        return None  # in the plateau WER alone is no evidence
-    best = min(s.best_wer for s in took_off)
-    if trial.best_wer <= best:
+    if not took_off or trial.best_wer <= (best := min(s.best_wer for s in took_off)):
         return None
+    anchors = _best(took_off)
+    weight = wer_weight(trial, now.epoch, anchors)
+    if trial.takeoff is None and weight:
+        return None  # in the plateau WER alone is no evidence
     seen = outlook(trial, took_off, floors)
     chance, least = seen.chance_below(best), LEAST_CHANCE * (1 - now.epoch / config.epochs)
     if chance >= least:
         return None
-    anchors = _best(took_off)
     # How much lower its prediction would have to be for the least chance.
     short = seen.log_wer - log(max(best, SMALLEST_WER)) - seen.spread * -NormalDist().inv_cdf(least)
-    weight = wer_weight(trial, now.epoch)
     wer, loss = trial.at(now.epoch)
     wers, losses = zip(
         *(a.at(round(now.epoch - trial.lost_to_warmup + a.lost_to_warmup)) for a in anchors), strict=True
     )
-    had = f"dev loss {loss:.2f} and best WER {wer:.1%}" if isfinite(loss) else f"best WER {wer:.1%}"
-    theirs = f"{_range(losses, '{:.2f}')} and {_range(wers, '{:.1%}')}" if isfinite(loss) else _range(wers, "{:.1%}")
+    had = f"dev loss {loss:.2f} and best WER {wer:.1%}" if weight < 1 else f"best WER {wer:.1%}"
+    theirs = f"{_range(losses, '{:.2f}')} and {_range(wers, '{:.1%}')}" if weight < 1 else _range(wers, "{:.1%}")
     what = "Learns, but too slowly to win" if trial.takeoff else "Would learn too late to win"
-    kept = (
-        f"A best WER of {wer * exp(-short / weight):.1%} by then would have kept it."
-        if weight >= 0.5 or not isfinite(loss)
-        else f"A dev loss of {loss * exp(-short / (1 - weight)):.2f} by then would have kept it."
-    )
+    if weight >= 0.5:
+        kept = f"best WER of {wer * exp(-short / weight):.1%}"
+    else:
+        kept = f"dev loss of {min(loss, _loss_cap(floors)) * exp(-short / (1 - weight)):.2f}"
     return Decision(
         "too_slow",
         "too_slow",
         f"{what}: {had} after {now.epoch} of {config.epochs} epochs, where the best "
         f"{counted(len(anchors), 'trial')} had {theirs}; going on as they did it would end near {seen.wer:.0%}, and "
         f"its chance to beat {best:.1%} is {_percent(chance)}, too little for the epochs left.",
-        kept,
+        f"A {kept} by then would have kept it.",
         now.epoch,
         {"best_wer": wer, "predicted_wer": seen.wer, "chance": chance} | ({"dev_loss": loss} if isfinite(loss) else {}),
         {"wer_to_beat": best, "spread": seen.spread, "least_chance": least, "wer_weight": weight},

@@ -106,19 +106,20 @@ def keep(store: Store, sweep: SweepRow, spec: SweepSpec, test: RangeTest) -> lis
     """
     made = proposal(spec, test)
     said = [*test.sentences, made.note]
-    if made.trial is not None:
-        rate = made.trial.hyperparameters["learning_rate"]
-        try:
-            number = store.enqueue(sweep.id, made.trial)
-            said.append(f"Trial {number} tries {rate:.1e}, the other parameters in the middle of their ranges.")
-        except TrialsSpent:
-            said.append(f"The budget has no trial left to try {rate:.1e}.")
     facts: dict[str, Any] = {"range_test": {**_without_nulls(test), "sentences": said, "finished_at": store.now()}}
     if made.bounds is not None:
         bounds = made.bounds
         facts["learning_rate_bounds"] = {"low": bounds.low, "high": bounds.high, "by": "range_test"}
-    store.update_facts(sweep.id, facts)  # last: until then the test counts as not made
-    return said
+    if made.trial is None:
+        store.update_facts(sweep.id, facts)
+        return said
+    rate = made.trial.hyperparameters["learning_rate"]
+    try:
+        number = store.enqueue(sweep.id, made.trial, facts)
+    except TrialsSpent:
+        store.update_facts(sweep.id, facts)
+        return [*said, f"The budget has no trial left to try {rate:.1e}."]
+    return [*said, f"Trial {number} tries {rate:.1e}, the other parameters in the middle of their ranges."]
 
 
 def _without_nulls(test: RangeTest) -> dict[str, Any]:

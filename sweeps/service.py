@@ -176,8 +176,8 @@ def accept_proposal(store: Store, sweep: SweepRow, spec: SweepSpec) -> None:
     """
     bounds = proposal_of(sweep)
     middle = float(f"{math.sqrt(bounds['low'] * bounds['high']):.2g}")
-    store.enqueue(sweep.id, PlannedTrial("proposal", {**spec.in_the_space({}), "learning_rate": middle}, {}, True))
-    store.update_facts(sweep.id, {"learning_rate_bounds": {**bounds, "by": "alarm"}})
+    trial = PlannedTrial("proposal", {**spec.in_the_space({}), "learning_rate": middle}, {}, True)
+    store.enqueue(sweep.id, trial, {"learning_rate_bounds": {**bounds, "by": "alarm"}})
 
 
 def find_sweep(store: Store, name: str) -> SweepRow:

@@ -311,6 +311,9 @@ NAME = re.compile(
 )
 
 
+OWN_TRIALS = ("range-test", "proposal")
+"""Trials that a sweep adds: the rate that its range test suggests, the middle of what its alarm proposes."""
+
 SEEDS = ("seed", "data_seed")
 """Fields that follow from the sweep's seed, unless a named trial sets them."""
 
@@ -374,6 +377,8 @@ class SweepSpec(Section):
         for name in trials:
             if not NAME.fullmatch(name) or name.isdigit():
                 raise ValueError(f"{name!r}: a trial's name is letters, digits, dots, dashes; not digits alone")
+            if name in OWN_TRIALS:
+                raise ValueError(f"{name!r}: a trial that the sweep adds itself has this name; take another")
         return trials
 
     @model_validator(mode="after")

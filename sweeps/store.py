@@ -284,17 +284,21 @@ class Store:
 
     # trials
 
-    def enqueue(self, sweep_id: int, planned: PlannedTrial) -> int:
+    def enqueue(self, sweep_id: int, planned: PlannedTrial, facts: Mapping[str, Any] | None = None) -> int:
         """Let a trial wait that is to be claimed before the sampler is asked for another; returns its number. Where
-        the sweep has one of that name nothing is changed: a replay adds no second one.
+        the sweep has one of that name no trial is changed: a replay adds no second one. `facts` are set with it, both
+        or neither.
 
         Raises:
             TrialsSpent: the budget has no trial left.
             ValueError: a number that is not finite.
         """
-        _check_finite(hyperparameters=planned.hyperparameters, overrides=planned.overrides)
+        _check_finite(hyperparameters=planned.hyperparameters, overrides=planned.overrides, facts=facts or {})
         with self._write() as connection:
             sweep = _lock_sweep(connection, sweep_id)
+            if facts:
+                together = {**sweep.facts, **facts}
+                connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(facts=together))
             there = connection.scalar(
                 select(trials.c.number).where(trials.c.sweep_id == sweep_id, trials.c.name == planned.name)
             )

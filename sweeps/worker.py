@@ -327,7 +327,7 @@ def histories(spec: SweepSpec, store: Store, sweep: SweepRow, without: int | Non
             config_of(spec, trial),
             sweep.floors.constant_wer,
             ended=trial.state.terminal,
-            stopped=trial.state is TrialState.PRUNED,
+            stopped=trial.state.terminal and trial.state is not TrialState.COMPLETE,
         )
         for trial in store.trials(sweep.id)
         if trial.id != without and rows.get(trial.id)

@@ -86,7 +86,7 @@ def stopped_in_plateau(trial: Trial) -> bool:
 
 
 def never_learned(run: Recorded) -> bool:
-    """It did not learn, and more epochs would hardly have changed that."""
+    """It did not learn within its epochs, be it that more would have changed that."""
     return not run.learned
 
 

@@ -180,7 +180,7 @@ class CTCPruner(BasePruner):
             self._config(trial),
             self._floors.constant_wer,
             ended=trial.state.is_finished(),
-            stopped=trial.state is TrialState.PRUNED,
+            stopped=trial.state.is_finished() and trial.state is not TrialState.COMPLETE,
         )
 
     def _config(self, trial: FrozenTrial) -> TrainingConfig:

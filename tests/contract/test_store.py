@@ -653,6 +653,16 @@ def test_an_enqueued_trial_is_added_once_and_claimed_before_a_new_one(store: Sto
     assert row_of(store, running).state == TrialState.RUNNING
 
 
+def test_facts_come_with_an_enqueued_trial_or_not_at_all(store: Store) -> None:
+    sweep = running_sweep(store, planned=1, budget={"trials": 2})
+    before = sweep_now(store).facts
+    store.enqueue(sweep.id, PlannedTrial("first", {}, {}, True), {"bounds": [1, 2]})
+    assert sweep_now(store).facts == {**before, "bounds": [1, 2]}
+    with pytest.raises(TrialsSpent):
+        store.enqueue(sweep.id, PlannedTrial("second", {}, {}, True), {"bounds": [3, 4]})
+    assert sweep_now(store).facts["bounds"] == [1, 2]
+
+
 def _enqueue_all(url: str, sweep_id: int) -> list[int]:
     store = Store(url)
     _together.wait(60)

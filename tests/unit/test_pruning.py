@@ -267,6 +267,32 @@ def test_what_would_have_kept_it_would_have() -> None:
         assert (decide(replace(trial, reports=reports), SIBLINGS, FLOORS) is None) == kept
 
 
+@pytest.mark.parametrize("with_loss", [True, False])
+def test_it_would_have_with_a_loss_above_the_cap_and_without_any(with_loss: bool) -> None:
+    def seen(run: History) -> History:
+        return run if with_loss else replace(run, reports=without_metrics(list(run.reports), "dev/loss", "train/loss"))
+
+    trial = seen(history(1e-3, 16, 0.5) if with_loss else history(1e-3, 6, 0.6))
+    siblings = [seen(s) for s in SIBLINGS]
+    decision = first_decision(trial, siblings)
+    assert decision is not None
+    assert decision.rule == "too_slow"
+    (said,) = re.findall(r"of ([\d.]+)", decision.counterfactual)
+    key, value = ("dev/loss", float(said)) if with_loss else ("dev/wer", float(said) / 100)
+    assert ("loss" in decision.counterfactual) == with_loss
+    reports = list(trial.reports[: decision.epoch])
+    for change, kept in ((0.97, True), (1.03, False)):
+        reports[-1] = replace(reports[-1], metrics={**reports[-1].metrics, key: value * change})
+        assert (decide(replace(trial, reports=reports), siblings, FLOORS) is None) == kept
+
+
+def test_without_lr_time_nobody_is_called_dead_for_its_lack() -> None:
+    def blind(run: History) -> History:
+        return replace(run, reports=[EpochReport(r.epoch, r.step, {"dev/wer": r.wer}) for r in run.reports])
+
+    assert first_decision(blind(history(1e-3)), [blind(s) for s in QUICK]) is None
+
+
 def test_a_sweep_whose_trials_surprise_is_judged_with_more_caution() -> None:
     steady = [history(1e-3, 5, 0.2 + 0.01 * n, number=n, ended=True) for n in range(6)]
     wild = [history(1e-3, 5, best, number=n, ended=True) for n, best in enumerate((0.1, 0.5, 0.2, 0.6, 0.15, 0.7))]

@@ -326,6 +326,7 @@ def test_plain_names_are_taken(load: Load, name: str) -> None:
 
 def test_a_trial_is_not_named_by_a_number(faults: Faults) -> None:
     assert "not digits alone" in faults(f"{HEAD}first_trials: {{'7': {{}}}}")[0]
+    assert "take another" in faults(f"{HEAD}first_trials: {{range-test: {{}}}}")[0]
 
 
 # files
