@@ -279,6 +279,8 @@ def _rates_too_low(judged: Sequence[_Trial], low: Sequence[_Trial]) -> Alarm:
 
 
 def _rates_too_high(judged: Sequence[_Trial], high: Sequence[_Trial]) -> Alarm:
+    if _span(high) >= RATE_SPAN and _bore_its_rate(min(high, key=lambda trial: trial.rate)):
+        return _not_finite_at_any_rate(judged, high)
     edge = _lowest(high)
     proposal = _bounds(edge / EDGE_FACTOR / BOUNDS_SPAN, edge / EDGE_FACTOR)
     diverged = sum(trial.diverged for trial in high)
@@ -292,6 +294,22 @@ def _rates_too_high(judged: Sequence[_Trial], high: Sequence[_Trial]) -> Alarm:
         "features with outliers do so at any rate."
     )
     return _alarm("rates_too_high", sentence, advice, judged, proposal)
+
+
+def _bore_its_rate(trial: _Trial) -> bool:
+    """Whether a trial that diverged had a loss that came down all the same: a few of its steps were not finite."""
+    return trial.diverged and trial.loss_ratio <= SLOW_LOSS
+
+
+def _not_finite_at_any_rate(judged: Sequence[_Trial], high: Sequence[_Trial]) -> Alarm:
+    slowest = min(high, key=lambda trial: trial.rate)
+    sentence = (
+        f"{NOTHING}{len(high)} of {len(judged)} trials diverged, at learning rates from {slowest.rate:.1e} to "
+        f"{max(trial.rate for trial in high):.1e}; at the lowest the loss had come down to {slowest.loss_ratio:.2f} "
+        "times that of knowing nothing: some sequences are not finite at any rate."
+    )
+    advice = "Run `python -m model check` on the corpus: features with outliers or NaN make steps not finite."
+    return _alarm("data_or_labels", sentence, advice, judged)
 
 
 def _data_or_labels(flat: Sequence[_Trial]) -> Alarm:

@@ -241,6 +241,9 @@ def docs_page(
         "",
         "## Every policy, every setting",
         "",
+        f"{min(row['replays'] for row in rows)} replays a policy, of {len(rows)} policies and settings. `ours` without "
+        "settings is the rule as it ships.",
+        "",
         as_markdown(rows),
         "",
         "## How well each signal separates",

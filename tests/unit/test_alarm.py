@@ -205,6 +205,16 @@ def test_a_throttled_step_is_named_instead_of_the_rate() -> None:
     assert "adam_eps" in found.advice
 
 
+def test_what_diverges_at_rates_of_all_sizes_is_not_the_rate() -> None:
+    some = [history(i, rate, epochs=2, skipped=2, ended=False) for i, rate in enumerate((1e-4, 6e-4, 3e-3))]
+    found = raised(some)
+    assert found.cause == "data_or_labels"
+    assert found.proposal is None
+    assert "at learning rates from 1.0e-04 to 3.0e-03" in found.sentence
+    blown_up = [history(i, rate, epochs=2, skipped=30, loss=20.0) for i, rate in enumerate((1e-3, 6e-3, 3e-2))]
+    assert raised(blown_up).cause == "rates_too_high"
+
+
 def test_rates_too_high_proposes_lower_ones() -> None:
     diverged = [history(rate=rate, epochs=2, skipped=30) for rate in rates(6e-3, 2e-2, 5)]
     rose = [history(rate=5e-3, loss=[6.0, 5.0, 14.0, 30.0])]
