@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from policies import ours
+from policies import Named, ours
 from replay import replay_policy
 from sweep import Replayed
 from tables import CURVES, Recorded, read_tables
@@ -56,7 +56,9 @@ def _try(task: tuple[dict[str, float], int]) -> dict[str, Any]:
             setattr(pruning, name, value)
         found = {}
         for name, runs in _tables.items():
-            sweeps: list[Replayed] = replay_policy(ours, {name: runs}, replays, "random", 1, first_seed=100_000)
+            sweeps: list[Replayed] = replay_policy(
+                Named("ours", {}, ours), {name: runs}, replays, "random", 1, first_seed=100_000
+            )
             epochs = float(np.mean([s.epochs / s.epochs_without for s in sweeps]))
             found[name] = (epochs, float(np.mean([100 * s.regret for s in sweeps])))
     finally:

@@ -6,12 +6,14 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
 import optuna
-from sweep import MakePolicy, Stop, Trial
+from sweep import MakePolicy, Replayed, Stop, Trial, side_by_side
+from tables import Recorded
 
 from sweeps import pruning
 from sweeps.optuna_pruners import InMemoryPruner
@@ -27,6 +29,8 @@ class Named:
     make: MakePolicy
     verdicts: bool = False
     """Whether it says what a stopped trial came to, or only compares."""
+    whole: Callable[[Sequence[Recorded]], Replayed] | None = None
+    """For what decides on all trials of a sweep together, in place of `make`."""
 
     @property
     def with_tpe(self) -> bool:
@@ -224,10 +228,27 @@ def signals() -> Iterator[Named]:
             yield Named("time spread alone", settings, signal_threshold("spread/time", threshold, epoch))
 
 
+SIDE_BY_SIDE: tuple[dict[float, int], ...] = (
+    {0.125: 8, 0.25: 4, 0.5: 2},
+    {0.125: 12, 0.25: 6, 0.5: 3},
+    {0.15: 12, 0.3: 8, 0.6: 5},
+    {0.15: 12, 0.35: 8, 0.65: 4},
+    {0.25: 12, 0.5: 8, 0.75: 6},
+)
+
+
+def _words(rungs: dict[float, int]) -> str:
+    return ", ".join(f"the best {kept} at {share:.0%}" for share, kept in rungs.items())
+
+
 def all_policies() -> list[Named]:
     return [
         Named("none", {}, never),
         Named("oracle", {}, oracle, verdicts=True),
+        *(
+            Named("side by side", {"rungs": _words(rungs)}, never, whole=partial(side_by_side, rungs=rungs))
+            for rungs in SIDE_BY_SIDE
+        ),
         Named("ours", {}, ours, verdicts=True),
         *(
             Named("ours", {"least_chance": c}, ours_at(c), verdicts=True)

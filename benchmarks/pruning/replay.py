@@ -18,15 +18,16 @@ import multiprocessing
 import sys
 import time
 import warnings
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 from measures import measure
-from policies import Named, all_policies
+from policies import Named, all_policies, never
 from report import as_markdown, as_picture, auc_rows, docs_page
-from sweep import TRIALS, MakePolicy, Replayed, by_tpe, in_random_order, replay
+from sweep import TRIALS, Replayed, by_tpe, in_random_order, replay
 from tables import CURVES, Recorded, read_lanes, read_tables
 
 from model.types import mixed_seed
@@ -37,7 +38,7 @@ RESAMPLED = 20
 
 
 def replay_policy(
-    make: MakePolicy,
+    policy: Named,
     tables: dict[str, list[Recorded]],
     replays: int,
     sampler: str,
@@ -48,13 +49,30 @@ def replay_policy(
     sweeps = []
     for place, runs in enumerate(tables.values()):
         for seed in range(first_seed, first_seed + replays // len(tables) + (place < replays % len(tables))):
-            draw = in_random_order(runs, seed) if sampler == "random" else by_tpe(runs, seed)
-            sweeps.append(replay(make, draw, seed, min(len(runs), TRIALS), workers))
+            count = min(len(runs), TRIALS)
+            if policy.whole:
+                sweeps.append(policy.whole([*islice(in_random_order(runs, seed), count)]))
+            elif sampler == "random":
+                sweeps.append(replay(policy.make, in_random_order(runs, seed), seed, count, workers))
+            else:  # what it draws depends on what was stopped: held against the sweep it draws where nothing is
+                found = replay(policy.make, by_tpe(runs, seed), seed, count, workers)
+                sweeps.append(Replayed(found.trials, _unpruned(tuple(map(id, runs)), runs, seed, count, workers)))
     return sweeps
 
 
+_known: dict[tuple[Any, ...], Replayed] = {}
+
+
+def _unpruned(table: tuple[int, ...], runs: list[Recorded], seed: int, count: int, workers: int) -> Replayed:
+    """TPE's sweep without pruning: the same for every policy, so kept."""
+    key = (table, seed, count, workers)
+    if key not in _known:
+        _known[key] = replay(never, by_tpe(runs, seed), seed, count, workers)
+    return _known[key]
+
+
 def resampled_policy(
-    make: MakePolicy, tables: dict[str, list[Recorded]], replays: int, sampler: str, workers: int
+    policy: Named, tables: dict[str, list[Recorded]], replays: int, sampler: str, workers: int
 ) -> list[list[Replayed]]:
     """Sweeps over tables whose runs were drawn anew with replacement, for the intervals: RESAMPLED such tables of each
     corpus, as many sweeps in all.
@@ -65,7 +83,7 @@ def resampled_policy(
         for number in range(RESAMPLED):
             drawn = np.random.default_rng(mixed_seed(name, "resampled", number)).integers(len(runs), size=len(runs))
             table = {name: [runs[i] for i in drawn]}
-            groups.append(replay_policy(make, table, each, sampler, workers, first_seed=1000 * (number + 1)))
+            groups.append(replay_policy(policy, table, each, sampler, workers, first_seed=1000 * (number + 1)))
     return groups
 
 
@@ -84,9 +102,9 @@ def _begin(curves: Path, names: list[str], families: list[str]) -> None:
 def _measure(task: tuple[int, int, str, int]) -> dict[str, Any]:
     index, replays, sampler, workers = task
     policy, began = _policies[index], time.monotonic()
-    sweeps = replay_policy(policy.make, _tables, replays, sampler, workers)
+    sweeps = replay_policy(policy, _tables, replays, sampler, workers)
     row: dict[str, Any] = {"policy": policy.family, "settings": policy.settings, "sampler": sampler}
-    resampled = resampled_policy(policy.make, _tables, replays, sampler, workers)
+    resampled = resampled_policy(policy, _tables, replays, sampler, workers)
     row |= {"workers": workers, "replays": len(sweeps)} | measure(sweeps, resampled, verdicts=policy.verdicts)
     each = {name: [s for s in sweeps if s.table == name] for name in _tables}
     row["tables"] = {

@@ -52,11 +52,12 @@ def auc_rows(tables: dict[str, list[Recorded]]) -> list[dict[str, Any]]:
                 found = {}
                 for table, runs in tables.items():
                     best = min(run.best for run in runs)
-                    values = [
-                        run.reports[epoch - 1].lr_time if key == "lr_time" else run.reports[epoch - 1].value(key)
-                        for run in runs
-                    ]
-                    pairs = [(truth(r, best), sign * v) for r, v in zip(runs, values, strict=True) if math.isfinite(v)]
+                    pairs = []
+                    for run in runs:
+                        report = run.reports[epoch - 1]
+                        value = sign * (report.lr_time if key == "lr_time" else report.value(key))
+                        # What is not finite (a diverged run's loss) speaks against a run as much as can be.
+                        pairs.append((truth(run, best), value if math.isfinite(value) else -1e9))
                     if len({label for label, _ in pairs}) == 2:
                         found[table] = float(roc_auc_score([label for label, _ in pairs], [v for _, v in pairs]))
                 if found:
@@ -74,7 +75,8 @@ def between(row: dict[str, Any], name: str, digits: int = 1, scale: float = 100)
     if row[name] is None:
         return "none given"
     value, low, high = (scale * row[name + end] for end in ("", "_low", "_high"))
-    return f"{value:.{digits}f} ({max(0.0, low):.{digits}f} to {high:.{digits}f})"
+    most = math.inf if name == "regret_points" else 100.0
+    return f"{value:.{digits}f} ({max(0.0, low):.{digits}f} to {min(most, high):.{digits}f})"
 
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -14,6 +14,7 @@ from tables import Recorded
 from model.diagnosis import Verdict
 from model.types import mixed_seed
 from sweeps.pruning import Decision, History
+from sweeps.study import value_for_sampler
 
 TRIALS = 24
 """Trials of a replayed sweep."""
@@ -73,6 +74,8 @@ class Replayed:
     """What a sweep came to."""
 
     trials: list[Trial] = field(repr=False)
+    unpruned: Replayed | None = field(default=None, repr=False)
+    """The same sweep without pruning, where its sampler drew other trials there; else these trials, each to its end."""
 
     @property
     def table(self) -> str:
@@ -85,8 +88,8 @@ class Replayed:
 
     @property
     def epochs_without(self) -> int:
-        """What the same trials cost if none is stopped."""
-        return sum(trial.run.epochs for trial in self.trials)
+        """What the sweep costs if no trial is stopped."""
+        return self.unpruned.epochs if self.unpruned else sum(trial.run.end for trial in self.trials)
 
     @property
     def best(self) -> float:
@@ -94,7 +97,7 @@ class Replayed:
 
     @property
     def best_without(self) -> float:
-        return min(trial.run.best for trial in self.trials)
+        return self.unpruned.best if self.unpruned else min(trial.run.best for trial in self.trials)
 
     @property
     def regret(self) -> float:
@@ -131,6 +134,32 @@ def replay(
 Draw = Callable[[Sequence[Trial]], Recorded]
 
 
+def side_by_side(runs: Sequence[Recorded], rungs: Mapping[float, int]) -> Replayed:
+    """All trials begun at once and halved at each rung: a share of the epochs, and how many go on from there. Ranked by
+    dev loss at first and by best WER in the end.
+
+    No pruner can do this: it would have to ask for a trial before it stops another, set that aside, and go on with it
+    later. It shows what is lost by deciding on trials one after the other.
+    """
+    trials = [Trial(run) for run in runs]
+    live = list(trials)
+    for share, kept in rungs.items():
+        for trial in live:
+            trial.epochs = min(trial.run.end, max(1, round(share * trial.run.epochs)))
+        by_wer = sorted(live, key=lambda t: t.best)
+        by_loss = sorted(live, key=lambda t: min(r.value("dev/loss") for r in t.run.reports[: t.epochs]))
+        weight = min(1.0, 1.5 * share)
+        rank = {id(t): weight * by_wer.index(t) + (1 - weight) * by_loss.index(t) for t in live}
+        live = sorted(live, key=lambda t: rank[id(t)])[:kept]
+    for trial in trials:
+        if trial in live:
+            trial.epochs = trial.run.end
+        elif trial.epochs < trial.run.end:
+            trial.stop = Stop("side_by_side", None)
+        trial.over = True
+    return Replayed(trials)
+
+
 def in_random_order(runs: Sequence[Recorded], seed: int) -> Iterator[Recorded]:
     """The table's runs in an order of that seed; the same for every policy, so that policies are compared in pairs."""
     order = np.random.default_rng(mixed_seed(seed, "order")).permutation(len(runs))
@@ -143,7 +172,8 @@ SPACE = ("learning_rate", "warmup_start_factor", "dropout")
 def by_tpe(runs: Sequence[Recorded], seed: int) -> Draw:
     """Optuna's TPE, each suggestion answered by the nearest recorded run that the sweep has not had.
 
-    The distance is Euclidean over the ranges of the tables (learning rate in its logarithm).
+    The distance is Euclidean over the ranges of the tables (learning rate in its logarithm). Every policy tells it
+    what the product does: `sweeps.study.value_for_sampler`.
     """
     points = np.array([_point(run) for run in runs])
     low, high = points.min(0), points.max(0)
@@ -161,7 +191,9 @@ def by_tpe(runs: Sequence[Recorded], seed: int) -> Draw:
         for (told, _), trial in zip(list(asked), trials, strict=True):
             if trial.over and told.number in open_numbers:
                 open_numbers.discard(told.number)
-                study.tell(told, min(trial.best, trial.run.floors.constant_wer))
+                verdict = trial.stop.verdict if trial.stop else None
+                reports = trial.run.reports[: trial.epochs]
+                study.tell(told, value_for_sampler(reports, trial.run.floors.constant_wer, verdict))
         ask = study.ask(space)
         wanted = np.array([ask.params[name] for name in SPACE])
         gaps = ((places - wanted) ** 2).sum(1)
