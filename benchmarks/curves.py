@@ -30,6 +30,7 @@ from typing import Any
 from lanes import HOME, InfiniteIsZero, Lane, TimeCollapsed, all_left_in, corpus_at, shuffled
 from scipy.stats import qmc
 
+from model.corpus.check import check_corpus
 from model.corpus.data import Corpus, CorpusConfig, load_corpus
 from model.corpus.synthetic import GeneratedConfig, generate
 from model.findings import finite
@@ -107,8 +108,9 @@ LANES = (
     Lane("time collapsed", False, "time_collapsed", {"learning_rate": 1e-3}, trainer=TimeCollapsed),
 )
 HEALTHY = Lane("", True, "")
-LANE_EPOCHS = {"shuffled labels": 16, "time collapsed": 12}
-"""The other lanes are named by the check, before the first step: a few epochs show what they look like."""
+BY_CHECK = ("nothing_varies", "not_normalised", "infeasible_targets")
+NAMED_BY_CHECK_EPOCHS = 6
+"""The lanes of data that the check of a corpus names, before the first step: a few epochs show what they look like."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ def runs_of(table: Table, count: int | None = None) -> list[Run]:
     plain = [Run(table, f"{n:03}", sampled(table, n)) for n in range(count or table.runs)]
     lanes = []
     for lane in LANES:
-        fixed = {"epochs": LANE_EPOCHS.get(lane.name, 6), "schedule": "constant", "probe_interval": 1}
+        epochs = NAMED_BY_CHECK_EPOCHS if lane.says in BY_CHECK else table.config["epochs"]
+        fixed = {"epochs": epochs, "schedule": "constant", "probe_interval": 1}
         config = TrainingConfig.model_validate({**table.config, **fixed, **lane.config})
         name = lane.name.replace(" ", "-").replace("/", "").replace(",", "")
         lanes.append(Run(table, f"{name}.{config.learning_rate:g}", config, lane))
@@ -192,6 +195,13 @@ def as_columns(reports: list[EpochReport]) -> dict[str, list[Any]]:
     return columns | {key: [rounded(r.value(key)) for r in reports] for key in keys}
 
 
+def checked(run: Run) -> list[str]:
+    """The codes of what the check of a corpus finds before the first step."""
+    path = corpus_at(run.table.path(), run.lane.scale, run.lane.every or run.table.every)
+    report = check_corpus(CorpusConfig(path=path, **run.lane.corpus), run.config.output_stride)
+    return sorted({finding.code for finding in report.findings})
+
+
 def train(run: Run) -> list[EpochReport]:
     """Every epoch of a run."""
     trainer = run.lane.trainer(run.config, load(run))
@@ -223,6 +233,7 @@ def record(place: tuple[str, str]) -> str:
         "table": run.table.name,
         "lane": run.lane.name,
         "says": run.lane.says,
+        "check": checked(run) if run.lane.name else [],
         "corpus_hash": corpus.hash,
         "dev_sequences": len(corpus.dev),
         "trainer": version("ctc-sweeps"),

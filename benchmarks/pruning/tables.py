@@ -33,6 +33,8 @@ class Recorded:
     """What is broken about its data; empty where nothing is."""
     says: str
     """The finding that names that rightly."""
+    check: tuple[str, ...]
+    """Codes of what the check of its corpus found before the first step."""
     config: TrainingConfig
     floors: Floors
     dev_sequences: int
@@ -115,6 +117,7 @@ def read_run(file: Path) -> Recorded:
         file.stem,
         content["lane"],
         content["says"],
+        tuple(content.get("check", ())),
         TrainingConfig.model_validate(content["config"]),
         Floors(**{key: math.nan if value is None else value for key, value in content["floors"].items()}),
         content["dev_sequences"],

@@ -35,7 +35,7 @@ def recorded(number: int, best: float | None, takeoff: int = 4, lane: str = "") 
     rate = 1e-3 if best is not None else 1e-5
     curve = run(EPOCHS, rate, takeoff=takeoff if best is not None else None, falls_to=best or 0.0)
     config = TrainingConfig(epochs=EPOCHS, learning_rate=rate, patience=EPOCHS)
-    return tables.Recorded("table", f"{number:03}", lane, "", config, FLOORS, 110, tuple(curve))
+    return tables.Recorded("table", f"{number:03}", lane, "", (), config, FLOORS, 110, tuple(curve))
 
 
 LEARNING = [recorded(n, best) for n, best in enumerate((0.2, 0.3, 0.4))]
@@ -121,7 +121,7 @@ def test_the_same_seed_draws_the_same_sweep_for_every_policy() -> None:
 def test_tpe_is_answered_by_the_nearest_run_and_never_twice_by_the_same() -> None:
     runs = [
         tables.Recorded(
-            "t", f"{n:03}", "", "", TrainingConfig(learning_rate=10 ** (-4 + n / 10), epochs=EPOCHS,
+            "t", f"{n:03}", "", "", (), TrainingConfig(learning_rate=10 ** (-4 + n / 10), epochs=EPOCHS,
             warmup_start_factor=0.1 + n / 40, dropout=n / 60), FLOORS, 110,
             tuple(run(EPOCHS, 1e-3, takeoff=3, falls_to=0.2 + abs(n - 10) / 30)),
         )
