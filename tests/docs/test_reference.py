@@ -22,6 +22,7 @@ from model.early_stopping import Ending
 from model.train import train
 from model.types import METRICS, EpochReport, TrainingConfig
 from sweeps import cli, service
+from sweeps.commands import dry_run, show
 from sweeps.mirror import STATUS
 from sweeps.pruning import FATAL
 from sweeps.records import EpochRow
@@ -315,23 +316,23 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_json_of_a_sweep(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.show("tiny", home=tmp_path, as_json=True)
+    show.show("tiny", home=tmp_path, as_json=True)
     assert sorted(first_column("json.md", "A sweep")) == sorted(key_paths(printed(capsys)))
 
 
 def test_json_of_the_list_of_sweeps(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.show(home=tmp_path, as_json=True)
+    show.show(home=tmp_path, as_json=True)
     assert sorted(first_column("json.md", "The list of sweeps")) == sorted(key_paths(printed(capsys)))
 
 
 def test_json_of_a_trial(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.show("tiny/first", home=tmp_path, as_json=True)
+    show.show("tiny/first", home=tmp_path, as_json=True)
     keys = [path for path in key_paths(printed(capsys)) if path.removeprefix("epochs[].") not in METRICS]
     assert sorted(first_column("json.md", "A trial")) == sorted(keys)
 
 
 def test_json_of_a_dry_run(prepared: service.Prepared, tmp_path: Path) -> None:
-    report = cli.plan_report(prepared, Home(tmp_path))
+    report = dry_run.plan_report(prepared, Home(tmp_path))
     assert sorted(first_column("json.md", "A dry run")) == sorted(key_paths(report))
 
 

@@ -1,0 +1,268 @@
+"""`sweeps run`: run a sweep, or go on with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+
+from sweeps import display, ramp, runner, service
+from sweeps.commands.dashboards import Tracking, dashboard, tracking_server
+from sweeps.commands.dry_run import plan_report, print_plan
+from sweeps.commands.options import (
+    DatabaseOption,
+    HomeOption,
+    JsonOption,
+    TrackingOption,
+    corpus_progress,
+    opened,
+    stopping,
+    wait_for_enter,
+)
+from sweeps.mirror import Mirror
+from sweeps.processes import this_runner
+from sweeps.range_test import PICTURE
+from sweeps.records import SweepRow
+from sweeps.settings import Home, find_home
+from sweeps.spec import load_spec
+from sweeps.store import Store
+from sweeps.summary import best_trial, command_of, description, result
+from sweeps.worker import Job
+from tracking.server import check_server
+from tracking.writer import ExperimentWriter
+
+ALARMED = 3
+"""Exit code of `sweeps run` where the sweep alarmed and paused."""
+
+
+MIRROR_SECONDS = 20.0
+"""What the mirror gets at the end to ship the rest."""
+
+
+def run(
+    spec_file: Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep, in YAML; examples/ holds some")],
+    home: HomeOption = None,
+    database: DatabaseOption = None,
+    tracking_uri: TrackingOption = None,
+    trials: Annotated[int | None, typer.Option(help="Instead of the spec's budget.trials")] = None,
+    workers: Annotated[int | None, typer.Option(help="Instead of the spec's workers")] = None,
+    trainer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:NAME",
+            help="Your own trainer instead of the built-in one: NAME(config, corpus) makes it; package.module:NAME "
+            "works too. Its code is run, so no spec can name it. docs/how-to/own-trainer.md has an example",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train on a corpus in which the check finds a fatal fault")
+    ] = False,
+    skip_range_test: Annotated[
+        bool, typer.Option("--skip-range-test", help="Begin without the learning-rate range test of the spec")
+    ] = False,
+    accept_proposal: Annotated[
+        bool,
+        typer.Option(
+            "--accept-proposal",
+            help="Go on after an alarm with the learning rates that it proposed, and one trial there",
+        ),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check spec and corpus, print the plan, stop")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a sweep, or go on with it.
+
+    A sweep that was stopped or killed goes on when the same command is given again: same trials, same numbers.
+    Raise its budget and run it again for more trials. Ctrl-C hands every trial back and ends cleanly.
+
+    A sweep in which nothing takes off pauses, says why, and ends with exit code 3; the same command goes on.
+    """
+    changes = {name: value for name, value in (("trials", trials), ("workers", workers)) if value is not None}
+    spec = load_spec(spec_file, **changes)
+    where = find_home(home)
+    words = sys.stderr if as_json else sys.stdout
+    for warning in spec.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    with corpus_progress(words) as progress:
+        prepared = service.prepare(spec, where, progress, trainer, force=force)
+    for note in prepared.notes:
+        print(f"corpus: {note}", file=words, flush=True)
+    if dry_run:
+        report = plan_report(prepared, where)
+        print_plan(report, words)
+        if as_json:
+            print(json.dumps(report))
+        return
+    if tracking_uri:
+        check_server(tracking_uri)  # before anything is written
+    with stopping() as stop, opened(where, database) as store:
+        if accept_proposal:
+            service.proposal_of(service.find_sweep(store, spec.name))
+        sweep = service.open_sweep(store, prepared)
+        outcome = run_prepared(
+            *(store, sweep, prepared, where, database, tracking_uri, stop, as_json, words),
+            accept_proposal=accept_proposal,
+            skip_range_test=skip_range_test,
+        )
+    raise typer.Exit(outcome)
+
+
+def run_prepared(
+    store: Store,
+    sweep: SweepRow,
+    prepared: service.Prepared,
+    home: Home,
+    database: str | None,
+    tracking_uri: str | None,
+    stop: threading.Event,
+    as_json: bool,
+    words: TextIO,
+    *,
+    accept_proposal: bool = False,
+    skip_range_test: bool = False,
+) -> int:
+    """Run the sweep, print what it came to, keep the dashboard open for a person; returns the exit code."""
+    spec = prepared.spec
+    trials = store.trials(sweep.id)
+    with ExitStack() as stack:
+        hold = stack.enter_context(ExitStack())
+        # Not over, though nothing is left to do: its runner was killed between the last trial and the end.
+        planned = replace(sweep, budget=spec.budget.model_dump())
+        work = accept_proposal or runner.has_work(planned, trials) or not sweep.state.terminal
+        if work:
+            me = this_runner()  # held first: nothing of a sweep that another process runs is changed
+            hold.enter_context(runner.holding(store, sweep, me))
+        tracking = stack.enter_context(tracking_server(home, tracking_uri))
+        mirror = make_mirror(store, sweep, prepared, home, tracking)
+        try:
+            if work and not stop.is_set():
+                store.update_budget(sweep.id, spec.budget.model_dump())
+                if accept_proposal:
+                    service.accept_proposal(store, sweep, spec)
+                mirror.ship()  # a refusal (a deleted experiment, say) shows before anything is trained
+                print(f"dashboard: {dashboard(store, sweep, tracking)}", file=words, flush=True)
+                job = Job(
+                    worker="",
+                    database_url=store.url,
+                    sweep=spec.name,
+                    spec=spec,
+                    corpus=prepared.corpus_config,
+                    corpus_hash=prepared.corpus.hash,
+                    sweep_key=f"{sweep.name}@{sweep.created_at:.3f}",
+                    checkpoints=home.checkpoints(spec.name),
+                    scans=home.scans,
+                    log=home.logs(spec.name),
+                    trainer=prepared.trainer,
+                )
+                if spec.range_test and not skip_range_test and ramp.is_due(sweep, trials):
+                    range_test(store, sweep, prepared, home, stop, words)
+                seen = {t.id: t.epochs for t in trials if not t.state.terminal}
+                with display.view(store.epochs, plain=as_json, out=words, seen=seen) as view:
+                    runner.run(store, sweep, spec, job, me, mirror, view, stop)
+        finally:
+            finish_mirror(mirror)
+        hold.close()  # looking at the dashboard spends none of the sweep's hours
+        sweep = service.find_sweep(store, spec.name)
+        stays_open = not stop.is_set() and not as_json and display.interactive() and bool(tracking.pages)
+        # A local server that ends with this command has no address to print.
+        address = f"{dashboard(store, sweep, tracking)}\n  " if stays_open or tracking_uri else ""
+        command = service.ui_command(sweep.name, home, database, tracking_uri)
+        print_outcome(store, sweep, prepared, f"{address}open again with: {command}", words)
+        if as_json:
+            rows = store.trials(sweep.id)
+            found = service.conclusions_of(store, sweep)
+            what = result(sweep, rows, spec, prepared.corpus_config, tracking.shown, command, found)
+            print(json.dumps(what, allow_nan=False), flush=True)
+        if stays_open:
+            print("\nThe dashboard stays open until Enter or Ctrl-C.", flush=True)
+            wait_for_enter(stop)
+    if sweep.state == "FAILED":
+        return 1
+    if stop.is_set() and sweep.state != "COMPLETE":
+        return 130
+    return ALARMED if sweep.state == "PAUSED" else 0
+
+
+def range_test(
+    store: Store, sweep: SweepRow, prepared: service.Prepared, home: Home, stop: threading.Event, words: TextIO
+) -> None:
+    """Stage 0: find the learning rates worth trying, and say so; nothing is kept of one that is interrupted."""
+    spec, pictures = prepared.spec, home.pictures(sweep.name)
+
+    def say(line: str) -> None:
+        print(f"range test: {line}", file=words, flush=True)
+
+    if why := ramp.reason_to_skip(spec, prepared.facts["trainer"], prepared.corpus):
+        say(why)
+        return
+    say("the learning rate rises step by step, before the first trial (--skip-range-test goes without)")
+    task = ramp.Ramp(spec, prepared.corpus_config, home.scans, home.logs(sweep.name) / "range-test.log", pictures)
+    with corpus_progress(words) as progress:
+        test = runner.run_range_test(task, stop, partial(progress, "range test"))
+    if test is None:
+        say("interrupted; it is made anew when the sweep is run again")
+        return
+    for line in ramp.keep(store, sweep, spec, test):
+        say(line)
+    say(f"its picture is {pictures / PICTURE}")
+
+
+def finish_mirror(mirror: Mirror) -> None:
+    if not mirror.finish(MIRROR_SECONDS):
+        rest = "; what could not be sent is kept, and sent when this sweep is run again" if not mirror.refused else ""
+        print(f"warning: MLflow did not take everything ({mirror.trouble}){rest}", file=sys.stderr)
+
+
+def make_mirror(store: Store, sweep: SweepRow, prepared: service.Prepared, home: Home, tracking: Tracking) -> Mirror:
+    """The mirror of this sweep into that server."""
+    from tracking.mlflow_writer import open_experiment
+
+    tags = {
+        "corpus": str(prepared.corpus.folder),
+        "corpus_hash": prepared.corpus.hash,
+        "vocabulary_hash": prepared.corpus.vocabulary.hash,
+        "trainer": prepared.facts["trainer"],
+        "git_commit": git_commit(),
+    }
+
+    def open_() -> ExperimentWriter:
+        return open_experiment(tracking.uri, sweep.name)
+
+    def describe() -> str:
+        now, rows = service.find_sweep(store, sweep.name), store.trials(sweep.id)
+        found = service.conclusions_of(store, now, lessons=now.state != "RUNNING")
+        return description(now, rows, best_command(now, store, prepared), found)
+
+    return Mirror(store, sweep, prepared.spec, tags, open_, describe, home.pictures(sweep.name))
+
+
+def best_command(sweep: SweepRow, store: Store, prepared: service.Prepared) -> str | None:
+    best = best_trial(store.trials(sweep.id))
+    return command_of(sweep, best, prepared.spec, prepared.corpus_config) if best else None
+
+
+def git_commit() -> str:
+    """The commit of the working directory, for the record; empty where there is none."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False, encoding="utf-8"
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def print_outcome(
+    store: Store, sweep: SweepRow, prepared: service.Prepared, dashboard_lines: str, words: TextIO
+) -> None:
+    rows, command = store.trials(sweep.id), best_command(sweep, store, prepared)
+    found = service.conclusions_of(store, sweep)
+    display.print_summary(sweep, rows, store.epochs, command, dashboard_lines, found, words)

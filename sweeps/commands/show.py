@@ -1,0 +1,129 @@
+"""`sweeps show`: what sweeps and trials came to."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from model import milestones
+from model.diagnosis import takeoff_epoch
+from model.findings import finite
+from sweeps import display, service
+from sweeps.commands.options import DatabaseOption, HomeOption, JsonOption, TrackingOption, opened
+from sweeps.errors import SweepError
+from sweeps.records import DecisionRow
+from sweeps.settings import find_home
+from sweeps.store import Store
+from sweeps.summary import command_of, config_of, parameters, result, sentence_about
+from tracking.links import without_credentials
+from tracking.server import store_uri
+
+
+def show(
+    path: Annotated[str | None, typer.Argument(metavar="[SWEEP[/TRIAL]]", help="A trial by number or name")] = None,
+    home: HomeOption = None,
+    database: DatabaseOption = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List sweeps, or show one sweep, or one trial with its epochs."""
+    where = find_home(home)
+    if database is None and not (where.root / "sweeps.db").exists():
+        raise SweepError(f"{where.root}: holds no sweep yet; run one, or name the right folder with --home")
+    with opened(where, database) as store:
+        if path is None:
+            listing = [{"sweep": s.name, "state": s.state.value, "reason": s.reason} for s in store.sweeps()]
+            if as_json:
+                print(json.dumps(listing))
+            for row in [] if as_json else listing:
+                print(f"{row['sweep']}: {row['state']}  {row['reason']}")
+        elif "/" in path:
+            show_trial(store, path, as_json)
+        else:
+            sweep = service.find_sweep(store, path)
+            spec, corpus = service.spec_of(sweep), service.corpus_of(sweep)
+            words = service.ui_command(sweep.name, where, database, tracking_uri)
+            uri = without_credentials(tracking_uri) if tracking_uri else store_uri(where.mlflow)
+            rows = store.trials(sweep.id)
+            found = service.conclusions_of(store, sweep)
+            what = result(sweep, rows, spec, corpus, uri, words, found)
+            if as_json:
+                print(json.dumps(what, allow_nan=False))
+            else:
+                command = what["best"] and what["best"]["command"]
+                display.print_summary(sweep, rows, store.epochs, command, f"open with: {words}", found, sys.stdout)
+
+
+def show_trial(store: Store, path: str, as_json: bool) -> None:
+    sweep, trial = service.find_trial(store, path)
+    rows = store.epochs(trial.id)
+    spec, corpus = service.spec_of(sweep), service.corpus_of(sweep)
+    command = command_of(sweep, trial, spec, corpus) if trial.hyperparameters else None
+    judgement = service.judgement_of(sweep, trial, rows)
+    findings = judgement.findings if judgement else ()
+    epochs_planned = len(rows) if trial.state.terminal else config_of(spec, trial).epochs
+    decision = store.decision(trial.id)
+    standings = milestones.met(milestones.parse(spec.milestones), [r.report().wer for r in rows], epochs_planned)
+    if as_json:
+        epochs = [{"epoch": r.epoch, "phase": r.phase, **r.metrics} for r in rows]
+        what: dict[str, Any] = {
+            "sweep": sweep.name,
+            "number": trial.number,
+            "name": trial.name,
+            "trial_state": trial.state.value,
+            "verdict": trial.verdict,
+            "rule": trial.rule,
+            "reason": trial.reason,
+            "evidence": trial.evidence,
+            "decision": decision and decision.as_json(),
+            "best_wer": trial.best_wer,
+            "hyperparameters": trial.hyperparameters,
+            "overrides": trial.overrides,
+            "command": command,
+            "findings": [finding.as_json() for finding in findings],
+            "milestones": finite([asdict(standing) for standing in standings]),
+            "epochs": epochs,
+        }
+        print(json.dumps(what, allow_nan=False))
+        return
+    print(f"{sweep.name}/{trial.name or trial.number}: {trial.state.value} {trial.verdict or ''}")
+    print(f"  {parameters(trial)}\n  {sentence_about(trial)}")
+    if decision:
+        for line in decision_lines(decision):
+            print(f"  {line}")
+    elif trial.evidence:
+        print(f"  {numbers(trial.evidence)}")
+    takeoff = takeoff_epoch([r.report().wer for r in rows], sweep.facts["constant_wer"])
+    print(f"  took off at epoch {takeoff}" if takeoff else "  has not taken off")
+    for row in rows:
+        print(f"  {display.epoch_line(row)}")
+    for finding in findings:
+        if finding.severity != "info":
+            print(f"  {finding.severity}: {finding.code}: {finding.evidence} {finding.advice}")
+    for line in milestones.lines(standings) if rows else []:
+        print(f"  {line}")
+    if command:
+        print(f"  {command}")
+
+
+def decision_lines(decision: DecisionRow) -> list[str]:
+    """What condemned a trial: what was measured beside what it was held against, and against whom."""
+    audited = decision.action == "audited"
+    lines = [f"condemned at epoch {decision.epoch} by {decision.rule}, as {decision.verdict}"]
+    if audited:
+        lines = [f"{lines[0]}, and audited: it ran on all the same", decision.reason, decision.counterfactual]
+    lines.append(f"measured   {numbers(decision.numbers)}")
+    if decision.thresholds:
+        lines.append(f"against    {numbers(decision.thresholds)}")
+    if decision.siblings:
+        lines.append(f"compared with trials {', '.join(map(str, decision.siblings))}")
+    return [line for line in lines if line]
+
+
+def numbers(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name}={value:.4g}" for name, value in values.items())
