@@ -32,10 +32,15 @@ def this_runner() -> Runner:
 
 def is_known_dead(runner: Runner) -> bool:
     """Whether `runner` ran on this host and is gone. A process of another host is never known to be dead."""
-    if runner.host != socket.gethostname():
+    return is_gone(runner.host, runner.pid, float(runner.id.rpartition("-")[2]))
+
+
+def is_gone(host: str, pid: int, process_started: float) -> bool:
+    """Whether that process of this host has ended. One of another host is never known to have."""
+    if host != socket.gethostname():
         return False
     try:
-        process = psutil.Process(runner.pid)
+        process = psutil.Process(pid)
         started = process.create_time()
         if process.status() == psutil.STATUS_ZOMBIE:  # dead, and its parent has not looked: so in many containers
             return True
@@ -43,7 +48,7 @@ def is_known_dead(runner: Runner) -> bool:
         return True
     except psutil.AccessDenied:
         return False
-    return abs(started - float(runner.id.rpartition("-")[2])) > 60  # the clock that start times come from may be set
+    return abs(started - process_started) > 60  # the clock that start times come from may be set
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 from model.floors import Floors
@@ -17,12 +17,14 @@ from sweeps.states import SweepState, TrialState
 
 @dataclass(frozen=True)
 class Runner:
-    """The process that runs a sweep."""
+    """The one process that keeps a sweep's house: see `sweeps.keeper`."""
 
     id: str
     """Unique to one start of a process: a process id alone is used again."""
     host: str
     pid: int
+    yields: bool = False
+    """Whether it gives way to one that does not: `sweeps work` does to `sweeps run`."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -55,9 +57,13 @@ class SweepRow:
     reason: str
     runner: Runner | None
     runner_beat_at: float | None
+    tracking: str | None
+    """The tracking server that the experiment and the trials' runs belong to."""
     experiment_id: str | None
     created_at: float
     started_at: float | None
+    resumed_at: float | None
+    """When it was last told to run."""
     finished_at: float | None
     seconds: float
     """Wall time under a beating runner, over all runners, up to the last beat."""
@@ -167,6 +173,40 @@ class DecisionRow:
     def as_json(self) -> dict[str, Any]:
         """What is not of the trial, in JSON types only."""
         return {name: value for name, value in asdict(self).items() if name not in ("trial_id", "number")}
+
+
+@dataclass(frozen=True)
+class WorkerRow:
+    """A process that trains trials, one at a time."""
+
+    id: str
+    """Unique to one start of a process."""
+    host: str
+    pid: int
+    process_started: float
+    """By its host's clock, UNIX seconds: a process id alone is used again."""
+    device: str
+    versions: dict[str, str]
+    started_at: float | None = None
+    seen_at: float | None = None
+
+
+@dataclass(frozen=True)
+class EventRow:
+    """A change of a sweep's or a trial's state, or what was refused."""
+
+    kind: str
+    text: str
+    """For a person; may be empty."""
+    trial_number: int | None = None
+    """None: of the sweep."""
+    attempt: int | None = None
+    worker: str | None = None
+    """Who did it."""
+    data: dict[str, Any] = field(default_factory=dict)
+    at: float | None = None
+    id: int | None = None
+    """Ascending within a database."""
 
 
 @dataclass(frozen=True)

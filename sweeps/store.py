@@ -4,7 +4,8 @@ Each method is one transaction, and raises `DatabaseUnavailable` where the datab
 Values come back as frozen records (`records.py`). Every time is the database's.
 
 Who may write a trial is decided by its attempt: `claim` counts it up, and every write of a worker says
-`WHERE attempt = mine AND state = RUNNING`. A worker that was declared dead can therefore write nothing.
+`WHERE attempt = mine AND state = RUNNING`. A worker that was declared dead can therefore write nothing; that it tried
+is an event. Every change of state has its event, written in the same transaction.
 Where two rows are locked, the sweep's comes before the trial's.
 """
 
@@ -15,8 +16,9 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, fields
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from sqlalchemy import (
     and_,
     case,
     create_engine,
+    delete,
     event,
     exists,
     func,
@@ -44,29 +47,47 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, Operationa
 
 from sweeps import migrations, tables
 from sweeps.errors import (
+    DatabaseOutdated,
     DatabaseUnavailable,
     LeaseLost,
     SweepBusy,
+    SweepError,
     SweepExists,
     SweepNotFound,
     TrialNotFound,
     TrialsSpent,
 )
-from sweeps.records import Claim, DecisionRow, EpochRow, Pending, PlannedTrial, Runner, SweepRow, TrialRow
+from sweeps.records import (
+    Claim,
+    DecisionRow,
+    EpochRow,
+    EventRow,
+    Pending,
+    PlannedTrial,
+    Runner,
+    SweepRow,
+    TrialRow,
+    WorkerRow,
+)
 from sweeps.states import SweepState, TrialState
-from sweeps.tables import decisions, epochs, now, sweeps, trials
+from sweeps.tables import decisions, epochs, events, now, sweeps, trials, workers
 
 __all__ = [
     "Claim",
     "DecisionRow",
     "EpochRow",
+    "EventRow",
     "Pending",
     "PlannedTrial",
     "Runner",
     "Store",
     "SweepRow",
     "TrialRow",
+    "Upgraded",
+    "WorkerRow",
     "database_url",
+    "schema",
+    "upgrade",
 ]
 
 _BUSY_SECONDS = 30
@@ -79,10 +100,17 @@ _PRAGMAS = (
 )
 _UPGRADE_LOCK = 0x73776565_70730001  # PostgreSQL's advisory lock of the schema upgrade: "sweeps", 1
 _EPOCHS_AT_ONCE = 1_000
+RANGE_TEST_RUN = "range_test_run"  # the fact that holds its run
+_FORGET_SECONDS = 7 * 86_400.0  # a worker that was not seen for so long
+
+MAX_ATTEMPTS = 3
+"""A trial whose attempts recorded no new epoch so many times in a row is given up."""
 
 _TRIAL = [trials.c[f.name] for f in fields(TrialRow)]
 _EPOCH = [epochs.c[f.name] for f in fields(EpochRow)]
 _DECISION = [(trials if f.name == "number" else decisions).c[f.name] for f in fields(DecisionRow)]
+_EVENT = [events.c[f.name] for f in fields(EventRow)]
+_WORKER = [workers.c[f.name] for f in fields(WorkerRow)]
 _CLAIM = [trials.c["id" if f.name == "trial_id" else f.name] for f in fields(Claim)]
 _next_revision = trials.c.revision + 1
 
@@ -110,11 +138,12 @@ def database_url(url: str) -> URL:
 
 
 class Store:
-    """Open `url`, making the file and its folder (SQLite) and bringing the schema up to date.
+    """Open `url`, making the file and its folder (SQLite), and the tables where there are none.
 
     Raises:
         ValueError: not a database we run on.
         DatabaseUnavailable: it cannot be reached, is not ours to write, or was made by a newer version.
+        DatabaseOutdated: it was made by an older version; `upgrade` brings it up to date.
     """
 
     def __init__(self, url: str) -> None:
@@ -125,8 +154,8 @@ class Store:
             if self._engine.name == "sqlite":
                 Path(address.database or "").parent.mkdir(parents=True, exist_ok=True)
                 _prepare_sqlite(self._engine)
-            self._upgrade()
-        except DatabaseUnavailable:
+            self._check_schema()
+        except SweepError:
             self.close()
             raise
         except (DBAPIError, sqlite3.Error, OSError, ValueError) as error:
@@ -140,6 +169,17 @@ class Store:
         """The database's clock."""
         with self._read() as connection:
             return connection.execute(select(now())).scalar_one()
+
+    def check_writable(self) -> None:
+        """
+        Raises:
+            DatabaseUnavailable: it can be read, and not be written.
+        """
+        try:
+            with self._write() as connection:
+                connection.execute(update(sweeps).where(sweeps.c.id == -1).values(reason=""))
+        except DBAPIError as error:
+            raise self._unavailable(error.orig) from error
 
     # sweeps
 
@@ -174,6 +214,7 @@ class Store:
                         insert(trials).values(created_at=now()),
                         [{**common, "number": number, **trial} for number, trial in enumerate(planned)],
                     )
+                _tell(connection, sweep_id, EventRow("created", f"with {len(planned)} first trials"))
         except IntegrityError:
             if self.find_sweep(name) is None:
                 raise
@@ -220,16 +261,20 @@ class Store:
             if "alarm" in sweep.facts or sweep.state != SweepState.RUNNING:
                 return False
             values: dict[str, Any] = {"facts": {**sweep.facts, "alarm": alarm}}
+            _tell(connection, sweep_id, EventRow("alarm", str(alarm.get("sentence", "")), data=dict(alarm)))
             if pause_because is not None:
                 values |= {"state": SweepState.PAUSED, "reason": pause_because}
+                _tell(connection, sweep_id, EventRow("paused", pause_because))
             connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(**values))
             return True
 
-    def set_experiment(self, sweep_id: int, experiment_id: str) -> None:
-        self._update_sweep(sweep_id, experiment_id=experiment_id)
-
-    def set_sweep_state(self, sweep_id: int, state: SweepState, reason: str = "") -> None:
+    def set_sweep_state(
+        self, sweep_id: int, state: SweepState, reason: str = "", only_from: Collection[SweepState] = ()
+    ) -> bool:
         """Go to `state`. Where the sweep is there already, nothing but a given reason is changed.
+
+        Args:
+            only_from: where given and the sweep is in none of these states, nothing is changed, and False returned.
 
         Raises:
             ValueError: the life cycle has no such step.
@@ -237,9 +282,11 @@ class Store:
         with self._write() as connection:
             sweep = _lock_sweep(connection, sweep_id)
             values: dict[str, Any] = {"reason": reason}
+            if only_from and sweep.state not in only_from:
+                return False
             if sweep.state == state:
                 if not reason:
-                    return
+                    return True
             elif not sweep.state.may_become(state):
                 allowed = [str(s) for s in SweepState if sweep.state.may_become(s)]
                 raise ValueError(
@@ -249,14 +296,38 @@ class Store:
             else:
                 values |= {"state": state, "finished_at": now() if state.terminal else None}
                 if state == SweepState.RUNNING:
-                    values["started_at"] = func.coalesce(sweeps.c.started_at, now())
+                    values |= {"started_at": func.coalesce(sweeps.c.started_at, now()), "resumed_at": now()}
+                _tell(connection, sweep_id, EventRow(state.value.lower(), reason, data={"from": sweep.state.value}))
             connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(**values))
+            return True
+
+    def sweep_state(self, sweep_id: int) -> SweepState:
+        """
+        Raises:
+            SweepNotFound: it was deleted.
+        """
+        with self._read() as connection:
+            state = connection.scalar(select(sweeps.c.state).where(sweeps.c.id == sweep_id))
+        if state is None:
+            raise SweepNotFound(str(sweep_id))
+        return SweepState(state)
+
+    def delete_sweep(self, sweep_id: int) -> None:
+        """Remove the sweep with all its rows; nothing happens where it is gone."""
+        mine = select(trials.c.id).where(trials.c.sweep_id == sweep_id)
+        with self._write() as connection:
+            for table in (epochs, decisions):
+                connection.execute(delete(table).where(table.c.trial_id.in_(mine)))
+            for table in (events, trials):
+                connection.execute(delete(table).where(table.c.sweep_id == sweep_id))
+            connection.execute(delete(sweeps).where(sweeps.c.id == sweep_id))
 
     def take_runner(
         self, sweep_id: int, runner: Runner, stale_seconds: float, holder_is_dead: Callable[[Runner], bool]
     ) -> None:
-        """Make `runner` the one process that runs the sweep. `holder_is_dead` is asked about a holder that still beat
-        within `stale_seconds`; it must answer False where it cannot know.
+        """Make `runner` the one process that keeps the sweep. `holder_is_dead` is asked about a holder that still beat
+        within `stale_seconds`; it must answer False where it cannot know. A holder that yields gives way to one that
+        does not.
 
         Raises:
             SweepBusy: another live process runs it.
@@ -264,14 +335,20 @@ class Store:
         with self._write() as connection:
             sweep = _lock_sweep(connection, sweep_id)
             holder = _runner(sweep)
-            if holder and holder.id != runner.id:
+            if holder and holder.id != runner.id and not (holder.yields and not runner.yields):
                 silent = connection.execute(select(now())).scalar_one() - sweep.runner_beat_at
                 if silent < stale_seconds and not holder_is_dead(holder):
                     raise SweepBusy(sweep.name, str(holder), silent)
             connection.execute(
                 update(sweeps)
                 .where(sweeps.c.id == sweep_id)
-                .values(runner_id=runner.id, runner_host=runner.host, runner_pid=runner.pid, runner_beat_at=now())
+                .values(
+                    runner_id=runner.id,
+                    runner_host=runner.host,
+                    runner_pid=runner.pid,
+                    runner_yields=runner.yields,
+                    runner_beat_at=now(),
+                )
             )
 
     def beat(self, sweep_id: int, runner_id: str) -> bool:
@@ -309,32 +386,39 @@ class Store:
                 raise TrialsSpent(sweep.name, sweep.budget["trials"])
             values = {"sweep_id": sweep_id, "number": number, "state": TrialState.WAITING, "evidence": {}}
             connection.execute(insert(trials).values(**values, **asdict(planned), created_at=now()))
+            _tell(connection, sweep_id, EventRow("enqueued", planned.name, number))
             return number
 
     def claim(self, sweep_id: int, worker: str, lease_seconds: float) -> Claim | None:
-        """The next trial for `worker`: one that waits (those with epochs behind them first, then the oldest), else a
-        new one. None where the sweep is not RUNNING or its budget is used up. Exact under any number of processes.
+        """The next trial for `worker`, which holds none: one that waits (those with epochs behind them first, then the
+        oldest), else a new one. None where the sweep is not RUNNING or its budget is used up. Exact under any number
+        of processes. A trial that this worker was given before without hearing of it comes first.
         """
         with self._write() as connection:
             sweep = _lock_sweep(connection, sweep_id)
-            if sweep.state != SweepState.RUNNING or not _budget_left(connection, sweep, 1):
+            held = connection.scalar(
+                select(trials.c.id).where(
+                    trials.c.sweep_id == sweep_id, trials.c.state == TrialState.RUNNING, trials.c.worker == worker
+                )
+            )
+            if sweep.state != SweepState.RUNNING or (held is None and not _budget_left(connection, sweep, 1)):
                 return None
             lease = {
                 "state": TrialState.RUNNING,
                 "attempt": trials.c.attempt + 1,
-                "fruitless_attempts": trials.c.fruitless_attempts + 1,
+                "fruitless_attempts": trials.c.fruitless_attempts + int(held is None),
                 "worker": worker,
                 "lease_expires_at": now() + lease_seconds,
                 "reason": "",
                 "started_at": func.coalesce(trials.c.started_at, now()),
                 "revision": _next_revision,
             }
-            trial_id = connection.execute(
+            trial_id = held or connection.scalar(
                 select(trials.c.id)
                 .where(trials.c.sweep_id == sweep_id, trials.c.state == TrialState.WAITING)
                 .order_by(trials.c.epochs == 0, trials.c.number)
                 .limit(1)
-            ).scalar()
+            )
             if trial_id is None:
                 number = _next_number(connection, sweep)
                 if number is None:
@@ -353,7 +437,9 @@ class Store:
                     .returning(trials.c.id)
                 ).scalar_one()
             connection.execute(update(trials).where(trials.c.id == trial_id).values(**lease))
-            return Claim(*connection.execute(select(*_CLAIM).where(trials.c.id == trial_id)).one())
+            claim = Claim(*connection.execute(select(*_CLAIM).where(trials.c.id == trial_id)).one())
+            _tell(connection, sweep_id, _of(claim, "claimed", worker=worker))
+            return claim
 
     def set_hyperparameters(
         self, claim: Claim, hyperparameters: Mapping[str, Any], optuna_trial_id: int | None
@@ -369,22 +455,20 @@ class Store:
         )
 
     def renew(self, claim: Claim, lease_seconds: float) -> bool:
-        """Lengthen the lease. False: the trial is no longer this worker's."""
-        try:
-            self._update_mine(claim, lease_expires_at=now() + lease_seconds)
-        except LeaseLost:
-            return False
-        return True
+        """Lengthen the lease; the worker was seen. False: the trial is no longer this worker's."""
+        with self._write() as connection:
+            renewed = update(trials).where(_mine(claim)).values(lease_expires_at=now() + lease_seconds)
+            worker = connection.scalar(renewed.returning(trials.c.worker))
+            connection.execute(update(workers).where(workers.c.id == worker).values(seen_at=now()))
+            return worker is not None
 
     def reserve_epoch(self, claim: Claim, epoch: int) -> bool:
         """Whether the budget has `epoch` (1 for the first) of this trial. An epoch counts when it is reserved; the one
         in hand counts no more once the trial is handed back, reaped or over. Exact under any number of processes.
         """
-        with self._write() as connection:
+        with self._write_mine(claim, f"reserve epoch {epoch}") as connection:
             sweep = _lock_sweep(connection, claim.sweep_id)
-            reserved = connection.execute(
-                select(trials.c.reserved_epochs).where(_mine(claim)).with_for_update()
-            ).scalar()
+            reserved = connection.scalar(select(trials.c.reserved_epochs).where(_mine(claim)).with_for_update())
             if reserved is None:
                 raise LeaseLost(claim.number, claim.attempt)
             if not _budget_left(connection, sweep, max(0, epoch - reserved)):
@@ -401,7 +485,8 @@ class Store:
         """
         for row in rows:
             _check_finite(metrics=row.metrics, lr_time=row.lr_time, seconds=row.seconds)
-        with self._write() as connection:
+        what = f"record epochs {', '.join(str(row.epoch) for row in rows)}"
+        with self._write_mine(claim, what) as connection:
             held = connection.execute(
                 select(trials.c.epochs, trials.c.reserved_epochs, trials.c.best_wer, trials.c.best_epoch)
                 .where(_mine(claim))
@@ -450,7 +535,7 @@ class Store:
         decision: DecisionRow | None = None,
     ) -> None:
         """End the trial for good; `reason` is a sentence that says why, `decision` what stopped it, if anything did
-        (where the trial was condemned before, that decision stays).
+        (where the trial was condemned before, that decision stays). Done again by the same attempt it changes nothing.
 
         Raises:
             ValueError: `state` is not a terminal one, or a number is not finite.
@@ -460,6 +545,7 @@ class Store:
         _check_finite(evidence=evidence)
         self._update_mine(
             claim,
+            EventRow(state.value.lower(), reason, data={"verdict": verdict, "rule": rule}),
             decision,
             state=state,
             verdict=verdict,
@@ -479,7 +565,7 @@ class Store:
         Raises:
             ValueError: a number is not finite.
         """
-        self._update_mine(claim, decision, revision=_next_revision)
+        self._update_mine(claim, EventRow("audited", decision.reason), decision, revision=_next_revision)
 
     def decision(self, trial_id: int) -> DecisionRow | None:
         """What condemned the trial, if anything did."""
@@ -494,27 +580,56 @@ class Store:
         """Let the trial wait for another worker. The attempt does not count against it."""
         fruitless = trials.c.fruitless_attempts
         self._update_mine(
-            claim, **_waiting(reason), fruitless_attempts=case((fruitless > 0, fruitless - 1), else_=fruitless)
+            claim,
+            EventRow("handed_back", reason),
+            **_waiting(reason),
+            fruitless_attempts=case((fruitless > 0, fruitless - 1), else_=fruitless),
         )
 
+    def attempt_failed(self, claim: Claim, reason: str, max_attempts: int = MAX_ATTEMPTS) -> TrialState:
+        """Let the trial wait for another attempt, or end it FAILED after `max_attempts` in a row that recorded no new
+        epoch; returns which.
+        """
+        with self._write_mine(claim, "say that the attempt failed") as connection:
+            failed = update(trials).where(_mine(claim)).values(**_waiting_or_failed(reason, max_attempts))
+            state = connection.scalar(failed.returning(trials.c.state))
+            if state is None:
+                raise LeaseLost(claim.number, claim.attempt)
+            kind = "failed" if state == TrialState.FAILED else "attempt_failed"
+            _tell(connection, claim.sweep_id, _of(claim, kind, reason))
+            return TrialState(state)
+
+    def cancel_waiting(self, sweep_id: int, reason: str) -> int:
+        """End the trials that wait as CANCELLED; returns how many."""
+        over = {"state": TrialState.CANCELLED, "reason": reason, "finished_at": now(), "revision": _next_revision}
+        with self._write() as connection:
+            _lock_sweep(connection, sweep_id)
+            cancelled = connection.scalars(
+                update(trials)
+                .where(trials.c.sweep_id == sweep_id, trials.c.state == TrialState.WAITING)
+                .values(**over)
+                .returning(trials.c.number)
+            ).all()
+            for number in sorted(cancelled):
+                _tell(connection, sweep_id, EventRow("cancelled", reason, number))
+            return len(cancelled)
+
     def reap(
-        self, sweep_id: int, dead_workers: Collection[str] = (), max_attempts: int = 3
+        self,
+        sweep_id: int,
+        dead_workers: Collection[str] = (),
+        max_attempts: int = MAX_ATTEMPTS,
+        *,
+        expired: bool = True,
     ) -> list[tuple[int, TrialState]]:
-        """Take the trials whose lease ran out, or whose worker is known dead, from their workers: back to WAITING, or
-        FAILED after `max_attempts` attempts in a row that recorded no new epoch.
+        """From their workers take the trials whose worker is known dead, and if `expired` those whose lease ran out:
+        back to WAITING, or FAILED after `max_attempts` attempts in a row that recorded no new epoch.
 
         Returns: id and new state of each, by number.
         """
         held = trials.c
-        given_up = held.fruitless_attempts >= max_attempts
-        lost = f" (attempts in a row without a new epoch: {max_attempts} at most)"
         reason = literal("worker ") + func.coalesce(held.worker, "?") + " died or let its lease run out"
-        values = _waiting(case((given_up, reason + lost + ": see its log"), else_=reason))
-        values["state"] = case(
-            (given_up, literal(TrialState.FAILED, held.state.type)), else_=literal(TrialState.WAITING, held.state.type)
-        )
-        values["finished_at"] = case((given_up, now()))
-        values["worker"] = case((given_up, held.worker))
+        lost = held.worker.in_(dead_workers)
         with self._write() as connection:
             _lock_sweep(connection, sweep_id)  # two reapers would lock the trials in different orders
             reaped = connection.execute(
@@ -522,12 +637,16 @@ class Store:
                 .where(
                     held.sweep_id == sweep_id,
                     held.state == TrialState.RUNNING,
-                    or_(held.lease_expires_at < now(), held.worker.in_(dead_workers)),
+                    or_(held.lease_expires_at < now(), lost) if expired else lost,
                 )
-                .values(**values)
-                .returning(held.number, held.id, held.state)
+                .values(**_waiting_or_failed(reason, max_attempts))
+                .returning(held.number, held.id, held.state, held.attempt, held.reason)
             ).all()
-        return [(trial_id, state) for _, trial_id, state in sorted(reaped)]
+            reaped = sorted(reaped)
+            for number, _, state, attempt, why in reaped:
+                kind = "failed" if state == TrialState.FAILED else "reaped"
+                _tell(connection, sweep_id, EventRow(kind, why, number, attempt))
+        return [(trial_id, state) for _, trial_id, state, *_ in reaped]
 
     def mark_told(self, trial_id: int) -> None:
         """The sampler knows how the trial ended."""
@@ -580,41 +699,143 @@ class Store:
             mine = epochs.c.trial_id.in_(select(trials.c.id).where(trials.c.sweep_id == sweep_id))
             return _by_trial(connection, ids, mine)
 
+    # workers and events
+
+    def register_worker(self, worker: WorkerRow) -> None:
+        """A worker has begun; those not seen for a week are forgotten."""
+        row = {**asdict(worker), "started_at": now(), "seen_at": now()}
+        with self._write() as connection:
+            connection.execute(delete(workers).where(workers.c.seen_at < now() - _FORGET_SECONDS))
+            connection.execute(delete(workers).where(workers.c.id == worker.id))
+            connection.execute(insert(workers).values(**row))
+
+    def see_worker(self, worker_id: str) -> None:
+        """A worker that holds no trial is still there."""
+        with self._write() as connection:
+            connection.execute(update(workers).where(workers.c.id == worker_id).values(seen_at=now()))
+
+    def forget_worker(self, worker_id: str) -> None:
+        """A worker has ended."""
+        with self._write() as connection:
+            connection.execute(delete(workers).where(workers.c.id == worker_id))
+
+    def workers(self) -> list[WorkerRow]:
+        """The workers of every sweep, the oldest first; those that died are among them until they are forgotten."""
+        with self._read() as connection:
+            rows = connection.execute(select(*_WORKER).order_by(workers.c.started_at, workers.c.id))
+            return [WorkerRow(*row) for row in rows]
+
+    def holders(self, sweep_id: int) -> list[WorkerRow]:
+        """The workers that hold a trial of the sweep."""
+        held = select(trials.c.worker).where(trials.c.sweep_id == sweep_id, trials.c.state == TrialState.RUNNING)
+        with self._read() as connection:
+            return [WorkerRow(*row) for row in connection.execute(select(*_WORKER).where(workers.c.id.in_(held)))]
+
+    def add_event(self, sweep_id: int, event: EventRow) -> None:
+        """Note what changed no state.
+
+        Raises:
+            ValueError: a number that is not finite.
+        """
+        _check_finite(data=event.data)
+        with self._write() as connection:
+            _tell(connection, sweep_id, event)
+
+    def events(self, sweep_id: int, after: int = 0, limit: int | None = None) -> list[EventRow]:
+        """What happened to a sweep and its trials, in order, from behind the event with the id `after`."""
+        with self._read() as connection:
+            mine = select(*_EVENT).where(events.c.sweep_id == sweep_id, events.c.id > after)
+            return [EventRow(*row) for row in connection.execute(mine.order_by(events.c.id).limit(limit))]
+
     # the mirror
 
-    def pending(self, sweep_id: int, limit: int = 50) -> list[Pending]:
-        """Trials, by number, of which the tracking server has not seen all. Where many epochs wait, the last of these
-        trials come with a part of theirs, or none; they stay pending.
+    def pending(self, sweep_id: int, after: int = -1, limit: int = 50) -> list[Pending]:
+        """Trials with a number above `after`, by number, of which the tracking server has not seen all; not those
+        without parameters, of which there is nothing to show. Where many epochs wait there are fewer trials, the last
+        of them with a part of its epochs, and it stays pending.
         """
+        behind = and_(
+            trials.c.sweep_id == sweep_id,
+            trials.c.number > after,
+            trials.c.revision > trials.c.mirrored_revision,
+            trials.c.hyperparameters.is_not(None),
+        )
         with self._read() as connection:
-            rows = connection.execute(
-                select(*_TRIAL)
-                .where(trials.c.sweep_id == sweep_id, trials.c.revision > trials.c.mirrored_revision)
-                .order_by(trials.c.number)
-                .limit(limit)
-            )
+            rows = connection.execute(select(*_TRIAL).where(behind).order_by(trials.c.number).limit(limit))
             found = [TrialRow(*row) for row in rows]
             ids = [trial.id for trial in found]
             unseen = and_(epochs.c.trial_id.in_(ids), epochs.c.mirrored_at.is_(None))
             waiting = _by_trial(connection, ids, unseen, _EPOCHS_AT_ONCE)
+            if sum(map(len, waiting.values())) == _EPOCHS_AT_ONCE:
+                last = max(trial_id for trial_id, rows_of_it in waiting.items() if rows_of_it)
+                found = [trial for trial in found if trial.id <= last]
             condemned = {row.trial_id: row for row in _decided(connection, trials.c.id.in_(ids))}
         return [Pending(trial, waiting[trial.id], condemned.get(trial.id)) for trial in found]
 
-    def set_run_id(self, trial_id: int, run_id: str) -> None:
-        with self._write() as connection:
-            connection.execute(update(trials).where(trials.c.id == trial_id).values(run_id=run_id))
+    def count_pending(self, sweep_id: int) -> tuple[int, int]:
+        """How many trials the tracking server has not seen all of, and how many epochs."""
+        shown = and_(trials.c.sweep_id == sweep_id, trials.c.hyperparameters.is_not(None))
+        behind = select(func.count()).select_from(trials).where(shown, trials.c.revision > trials.c.mirrored_revision)
+        unseen = select(func.count()).select_from(epochs).join(trials).where(shown, epochs.c.mirrored_at.is_(None))
+        with self._read() as connection:
+            return connection.execute(behind).scalar_one(), connection.execute(unseen).scalar_one()
 
-    def mark_mirrored(self, trial_id: int, epochs: Sequence[int], revision: int) -> None:
-        """The tracking server has these epochs, and the trial as of `revision`. While other epochs wait the trial
-        stays pending, so that `pending` need look at trials alone.
+    def forget_mirrored(self, sweep_id: int, tracking: str | None = None, experiment_id: str | None = None) -> None:
+        """Everything is to be shipped: to that experiment of that tracking server, or to the next that is opened."""
+        mine = select(trials.c.id).where(trials.c.sweep_id == sweep_id)
+        with self._write() as connection:
+            sweep = _lock_sweep(connection, sweep_id)
+            facts = {key: fact for key, fact in sweep.facts.items() if key != RANGE_TEST_RUN}
+            place = {"tracking": tracking, "experiment_id": experiment_id}
+            connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(**place, facts=facts))
+            connection.execute(
+                update(trials).where(trials.c.sweep_id == sweep_id).values(run_id=None, mirrored_revision=0)
+            )
+            connection.execute(update(epochs).where(epochs.c.trial_id.in_(mine)).values(mirrored_at=None))
+
+    def set_run_id(
+        self, sweep_id: int, trial_id: int | None, run_id: str, *, instead_of: str | None, place: tuple[str, str]
+    ) -> str | None:
+        """Make `run_id` the trial's run, or the range test's (`trial_id` None), unless another process was faster.
+
+        Args:
+            instead_of: the run that it had so far. What that one was given is to be shipped to the new one.
+            place: the tracking server and the experiment that `run_id` is of.
+
+        Returns: the run it has now; None where the sweep is shipped to another place by now.
         """
         with self._write() as connection:
-            rows = tables.epochs
-            waiting = and_(rows.c.trial_id == trial_id, rows.c.mirrored_at.is_(None))
+            sweep = _lock_sweep(connection, sweep_id)
+            if (sweep.tracking, sweep.experiment_id) != place:
+                return None
+            known = sweep.facts.get(RANGE_TEST_RUN)
+            if trial_id is not None:
+                known = connection.scalar(select(trials.c.run_id).where(trials.c.id == trial_id).with_for_update())
+            if known != instead_of:
+                return known
+            if trial_id is None:
+                facts = {**sweep.facts, RANGE_TEST_RUN: run_id}
+                connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(facts=facts))
+                return run_id
+            connection.execute(update(trials).where(trials.c.id == trial_id).values(run_id=run_id))
+            connection.execute(update(epochs).where(epochs.c.trial_id == trial_id).values(mirrored_at=None))
+            return run_id
+
+    def mark_mirrored(self, trial_id: int, run_id: str | None, epochs: Sequence[int], revision: int) -> None:
+        """The tracking server has these epochs in that run, and the trial as of `revision`; nothing is marked where the
+        trial has another run by now. While other epochs wait the trial stays pending, so that `pending` need look at
+        trials alone; so it does where `revision` is an old one, whose state may have been written over the new one.
+        """
+        rows = tables.epochs
+        waiting = and_(rows.c.trial_id == trial_id, rows.c.mirrored_at.is_(None))
+        with self._write() as connection:
+            known = connection.execute(select(trials.c.run_id).where(trials.c.id == trial_id).with_for_update()).first()
+            if known is None or known.run_id != run_id:
+                return
             connection.execute(update(rows).where(waiting, rows.c.epoch.in_(epochs)).values(mirrored_at=now()))
             connection.execute(
                 update(trials)
-                .where(trials.c.id == trial_id, trials.c.mirrored_revision < revision, ~exists().where(waiting))
+                .where(trials.c.id == trial_id, ~exists().where(waiting))
                 .values(mirrored_revision=revision)
             )
 
@@ -636,16 +857,24 @@ class Store:
         return self._transaction(sqlite_begin="BEGIN IMMEDIATE")
 
     def _unavailable(self, why: object) -> DatabaseUnavailable:
-        return DatabaseUnavailable(self._engine.url.render_as_string(), " ".join(str(why).split()))
+        return _unavailable(self._engine.url, why)
 
-    def _upgrade(self) -> None:
+    def _check_schema(self) -> None:
         with self._read() as connection:
-            if migrations.is_current(connection):
-                return
-        with self._write() as connection:
-            if self._engine.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
-            migrations.upgrade(connection)
+            found = migrations.schema(connection)
+        if found.revision is None:
+            with self._write() as connection:
+                _lock_schema(connection)
+                found = migrations.schema(connection)
+                if found.revision is None:  # no other process was faster
+                    migrations.upgrade(connection)
+                    found = migrations.schema(connection)
+        _refuse_newer(self._engine.url, found)
+        if not found.current:
+            assert found.revision is not None
+            bare = self._engine.url.set(password=None).render_as_string()
+            command = f"sweeps db upgrade --database {bare}"
+            raise DatabaseOutdated(self._engine.url.render_as_string(), found.revision, found.needed, command)
 
     def _update_sweep(self, sweep_id: int, **values: Any) -> None:
         with self._write() as connection:
@@ -659,14 +888,33 @@ class Store:
         with self._write() as connection:
             return bool(connection.execute(update(sweeps).where(held).values(seconds=seconds, **values)).rowcount)
 
-    def _update_mine(self, claim: Claim, decision: DecisionRow | None = None, **values: Any) -> None:
+    @contextmanager
+    def _write_mine(self, claim: Claim, what: str) -> Iterator[Connection]:
+        """A transaction for whoever holds the claim. Where it raises LeaseLost, that this was tried is an event."""
+        try:
+            with self._write() as connection:
+                yield connection
+        except LeaseLost:
+            with self._write() as connection:
+                _tell(connection, claim.sweep_id, _of(claim, "late_write_refused", f"tried to {what}"))
+            raise
+
+    def _update_mine(
+        self, claim: Claim, told: EventRow | None = None, decision: DecisionRow | None = None, **values: Any
+    ) -> None:
         """Change the claimed trial, and keep the decision against it unless there is one."""
         if decision is not None:
             assert decision.trial_id == claim.trial_id
             _check_finite(numbers=decision.numbers, thresholds=decision.thresholds)
-        with self._write() as connection:
+        with self._write_mine(claim, f"write {', '.join(values)}") as connection:
             if not connection.execute(update(trials).where(_mine(claim)).values(**values)).rowcount:
+                done = and_(trials.c.id == claim.trial_id, trials.c.attempt == claim.attempt)
+                state = connection.scalar(select(trials.c.state).where(done))
+                if state is not None and state.terminal and state == values.get("state"):
+                    return  # the answer to the first time was lost
                 raise LeaseLost(claim.number, claim.attempt)
+            if told is not None:
+                _tell(connection, claim.sweep_id, _of(claim, told.kind, told.text, **told.data))
             if decision is not None and not _decided(connection, trials.c.id == claim.trial_id):
                 row = {column.name: getattr(decision, column.name) for column in decisions.c}
                 connection.execute(insert(decisions).values({**row, "recorded_at": now()}))
@@ -681,11 +929,126 @@ class Store:
             return _decided(connection, where)
 
 
-def _prepare_sqlite(engine: Engine) -> None:
+@dataclass(frozen=True)
+class Upgraded:
+    """What `upgrade` has done."""
+
+    before: str | None
+    """Revision; None: there were no tables."""
+    after: str
+    copy: Path | None
+    """Of the SQLite file as it was before."""
+
+
+def schema(url: str) -> migrations.Schema:
+    """How far the tables of a database are; makes none, and no file.
+
+    Raises:
+        ValueError: not a database we run on.
+        DatabaseUnavailable: it cannot be reached.
+    """
+    address = database_url(url)
+    if address.get_backend_name() == "sqlite" and not Path(address.database or "").exists():
+        return migrations.schema(None)
+    with _opened(address) as engine, engine.connect() as connection:
+        return migrations.schema(connection)
+
+
+def upgrade(
+    url: str, stale_seconds: float, holder_is_dead: Callable[[Runner], bool], *, force: bool = False
+) -> Upgraded:
+    """Bring a database's tables up to date, in one transaction: an upgrade that fails changes nothing. An SQLite file
+    is copied beside itself before.
+
+    Args:
+        stale_seconds, holder_is_dead: as for `Store.take_runner`.
+        force: do so even while a live process runs a sweep.
+
+    Raises:
+        ValueError: not a database we run on.
+        DatabaseUnavailable: it cannot be reached or written, or was made by a newer version.
+        SweepBusy: a live process runs a sweep of this database.
+    """
+    address = database_url(url)
+    # SQLite changes a table by making another and dropping the old one, at which rows that refer to it would stop it.
+    with (
+        _opened(address, "foreign_keys = OFF") as engine,
+        engine.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin() as connection,
+    ):
+        _lock_schema(connection)
+        found = migrations.schema(connection)
+        _refuse_newer(address, found)
+        if found.current:
+            return Upgraded(found.revision, found.needed, None)
+        copy = None
+        if found.revision is not None and not force:
+            _refuse_while_kept(connection, stale_seconds, holder_is_dead)
+        if found.revision is not None and engine.name == "sqlite":
+            copy = _copied_beside(connection, found.revision)
+        migrations.upgrade(connection)
+        if engine.name == "sqlite" and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").first()):
+            raise _unavailable(address, f"rows of {broken[0]} refer to rows of {broken[2]} that are not there")
+    return Upgraded(found.revision, found.needed, copy)
+
+
+@contextmanager
+def _opened(address: URL, *pragmas: str) -> Iterator[Engine]:
+    engine = create_engine(address)
+    try:
+        if engine.name == "sqlite":
+            _prepare_sqlite(engine, *pragmas)
+        yield engine
+    except (DBAPIError, sqlite3.Error, OSError) as error:
+        raise _unavailable(address, error.orig if isinstance(error, DBAPIError) else error) from error
+    finally:
+        engine.dispose()
+
+
+def _unavailable(address: URL, why: object) -> DatabaseUnavailable:
+    return DatabaseUnavailable(address.render_as_string(), " ".join(str(why).split()))
+
+
+def _refuse_newer(address: URL, found: migrations.Schema) -> None:
+    if found.newer:
+        why = f"its schema {found.revision} was made by a newer version of ctc-sweeps: install that version"
+        raise _unavailable(address, why)
+
+
+def _lock_schema(connection: Connection) -> None:
+    """Nobody else makes or upgrades the tables until this transaction ends."""
+    if connection.dialect.name == "postgresql":  # in SQLite the transaction is the only one that writes
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+
+
+def _refuse_while_kept(connection: Connection, stale_seconds: float, holder_is_dead: Callable[[Runner], bool]) -> None:
+    holder = (sweeps.c.runner_id, sweeps.c.runner_host, sweeps.c.runner_pid)  # every revision has these
+    silent = now() - sweeps.c.runner_beat_at
+    beating = select(sweeps.c.name, silent, *holder).where(sweeps.c.runner_id.is_not(None), silent < stale_seconds)
+    for name, seconds, *values in connection.execute(beating):
+        runner = Runner(*values)
+        if not holder_is_dead(runner):
+            raise SweepBusy(name, str(runner), seconds)
+
+
+def _copied_beside(connection: Connection, revision: str) -> Path:
+    """A copy of the SQLite file of a connection that holds its write lock: of what is committed, and nothing after."""
+    file = Path(connection.exec_driver_sql("PRAGMA database_list").one()[2])
+    copy = file.with_name(f"{file.stem}-{revision}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}{file.suffix}")
+    aside = copy.with_name(f".{copy.name}.part")
+    try:
+        with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(aside)) as target:
+            source.backup(target)
+        aside.replace(copy)
+    finally:
+        aside.unlink(missing_ok=True)
+    return copy
+
+
+def _prepare_sqlite(engine: Engine, *pragmas: str) -> None:
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver begins no transaction of its own: `begin` below does
-        for pragma in _PRAGMAS:
+        for pragma in (*_PRAGMAS, *pragmas):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -748,6 +1111,31 @@ def _waiting(reason: str | ColumnElement[str]) -> dict[str, Any]:
     }
 
 
+def _waiting_or_failed(reason: str | ColumnElement[str], max_attempts: int) -> dict[str, Any]:
+    held = trials.c
+    given_up = held.fruitless_attempts >= max_attempts
+    state = {which: literal(which, held.state.type) for which in (TrialState.FAILED, TrialState.WAITING)}
+    why = literal(reason) if isinstance(reason, str) else reason
+    limit = f" (attempts in a row without a new epoch: {max_attempts} at most): see its log"
+    return {
+        **_waiting(case((given_up, why + limit), else_=why)),
+        "state": case((given_up, state[TrialState.FAILED]), else_=state[TrialState.WAITING]),
+        "rule": case((given_up, "fault")),
+        "finished_at": case((given_up, now())),
+        "worker": case((given_up, held.worker)),
+    }
+
+
+def _of(claim: Claim, kind: str, text: str = "", worker: str | None = None, **data: Any) -> EventRow:
+    return EventRow(kind, text, claim.number, claim.attempt, worker, data)
+
+
+def _tell(connection: Connection, sweep_id: int, event: EventRow) -> None:
+    values = {"sweep_id": sweep_id, "kind": event.kind, "text": event.text, "data": event.data}
+    about = {"trial_number": event.trial_number, "attempt": event.attempt, "worker": event.worker}
+    connection.execute(insert(events).values(**values, **about, at=now()))
+
+
 def _by_trial(
     connection: Connection, trial_ids: Sequence[int], where: ColumnElement[bool], limit: int | None = None
 ) -> dict[int, list[EpochRow]]:
@@ -765,7 +1153,9 @@ def _decided(connection: Connection, where: ColumnElement[bool]) -> list[Decisio
 
 
 def _runner(sweep: Row[Any]) -> Runner | None:
-    return Runner(sweep.runner_id, sweep.runner_host, sweep.runner_pid) if sweep.runner_id else None
+    if not sweep.runner_id:
+        return None
+    return Runner(sweep.runner_id, sweep.runner_host, sweep.runner_pid, sweep.runner_yields)
 
 
 def _sweep_row(row: Row[Any]) -> SweepRow:

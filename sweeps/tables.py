@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -68,9 +69,15 @@ sweeps = Table(
     Column("runner_host", String),
     Column("runner_pid", Integer),
     Column("runner_beat_at", Double),
+    # Whether it gives way to a process that wants to run the sweep.
+    Column("runner_yields", Boolean, nullable=False, server_default=false()),
+    # The tracking server that experiment_id, and the run_id of the trials, belong to.
+    Column("tracking", String),
     Column("experiment_id", String),
     Column("created_at", Double, nullable=False),
     Column("started_at", Double),
+    # When it was last told to run: failures before that do not count against it.
+    Column("resumed_at", Double),
     Column("finished_at", Double),
     Column("seconds", Double, nullable=False, server_default="0"),
 )
@@ -127,6 +134,36 @@ epochs = Table(
     Column("phase", String, nullable=False),
     Column("recorded_at", Double, nullable=False),
     Column("mirrored_at", Double),
+)
+
+workers = Table(
+    "sweep_workers",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("host", String, nullable=False),
+    Column("pid", Integer, nullable=False),
+    # By its host's clock: tells it from a later process of the same id.
+    Column("process_started", Double, nullable=False),
+    Column("device", String, nullable=False),
+    Column("versions", json, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("seen_at", Double, nullable=False),
+)
+
+events = Table(
+    "sweep_events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sweep_id", ForeignKey("sweep_sweeps.id"), nullable=False),
+    # By number, not by id: an event outlives what it tells of.
+    Column("trial_number", Integer),
+    Column("attempt", Integer),
+    Column("worker", String),
+    Column("at", Double, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("data", json, nullable=False),
+    Index(None, "sweep_id", "id"),
 )
 
 decisions = Table(

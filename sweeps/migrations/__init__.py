@@ -7,6 +7,7 @@ Optuna keeps an `alembic_version` of its own in the same database; tables not na
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,32 @@ def _config() -> Config:
     return config
 
 
-def is_current(connection: Connection) -> bool:
-    """Whether the database has this version's schema.
+@dataclass(frozen=True)
+class Schema:
+    """How far the tables of a database are."""
 
-    Raises:
-        ValueError: the schema is one that this version does not know, so a newer one made it.
-    """
+    revision: str | None
+    """None: there are none."""
+    needed: str
+    """The revision of this version."""
+    newer: bool
+    """Whether this version does not know the revision."""
+
+    @property
+    def current(self) -> bool:
+        return self.revision == self.needed
+
+
+def schema(connection: Connection | None) -> Schema:
+    """The schema of a database; None stands for one that is not there."""
     script = ScriptDirectory.from_config(_config())
+    needed = script.get_current_head()
+    assert needed is not None
+    if connection is None:
+        return Schema(None, needed, False)
     revision = MigrationContext.configure(connection, opts=OPTIONS).get_current_revision()
     known = {each.revision for each in script.walk_revisions()}
-    if revision is not None and revision not in known:
-        raise ValueError(f"its schema {revision} was made by a newer version of ctc-sweeps: install that version")
-    return revision == script.get_current_head()
+    return Schema(revision, needed, revision is not None and revision not in known)
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:

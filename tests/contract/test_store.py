@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import multiprocessing
+import os
 import sqlite3
 import threading
 import time
@@ -22,7 +24,7 @@ from sqlalchemy import Engine, create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from model.types import METRICS, EpochReport
-from sweeps import migrations
+from sweeps import migrations, tables
 from sweeps.errors import (
     DatabaseUnavailable,
     LeaseLost,
@@ -32,7 +34,7 @@ from sweeps.errors import (
     TrialNotFound,
     TrialsSpent,
 )
-from sweeps.records import Claim, DecisionRow, EpochRow, PlannedTrial, Runner, SweepRow, TrialRow
+from sweeps.records import Claim, DecisionRow, EpochRow, EventRow, PlannedTrial, Runner, SweepRow, TrialRow, WorkerRow
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store, database_url
 from sweeps.tables import metadata
@@ -66,8 +68,12 @@ def running_sweep(
     return sweep
 
 
-def claimed(store: Store, sweep: SweepRow, worker: str = "worker", lease_seconds: float = 60) -> Claim:
-    claim = store.claim(sweep.id, worker, lease_seconds)
+_workers = itertools.count()
+
+
+def claimed(store: Store, sweep: SweepRow, worker: str | None = None, lease_seconds: float = 60) -> Claim:
+    """A claim; by default of a worker of its own, as each holds one trial."""
+    claim = store.claim(sweep.id, worker or f"worker {next(_workers)}", lease_seconds)
     assert claim is not None
     return claim
 
@@ -131,7 +137,7 @@ def _claim_all(url: str, sweep_id: int) -> list[int]:
     store = Store(url)
     numbers: list[int] = []
     _together.wait(60)
-    while claim := store.claim(sweep_id, "worker", 60):
+    while claim := store.claim(sweep_id, f"worker {os.getpid()}", 60):
         numbers.append(claim.number)
         if len(numbers) == 1:
             _together.wait(60)  # so that no process is done before another has begun
@@ -153,7 +159,7 @@ def test_the_trial_budget_is_exact_under_many_processes(store: Store, processes:
 
 def _train_until_spent(url: str, sweep_id: int) -> int:
     store = Store(url)
-    claim = store.claim(sweep_id, "worker", 60)
+    claim = store.claim(sweep_id, f"worker {os.getpid()}", 60)
     assert claim is not None
     epoch = 0
     _together.wait(60)
@@ -381,6 +387,7 @@ def test_every_time_is_that_of_the_database(store: Store, engine: Engine, monkey
     store.finish(claim, TrialState.COMPLETE, "learned", "done", None, {})
     store.mark_told(claim.trial_id)
     held = claimed(store, sweep, lease_seconds=0)
+    store.register_worker(WorkerRow("w", "host", 1, 0.0, "cpu", {}))
     store.set_sweep_state(sweep.id, SweepState.COMPLETE)
     with engine.connect() as connection:
         times = {
@@ -495,9 +502,10 @@ def test_a_sweep_goes_only_where_its_life_cycle_allows(store: Store) -> None:
     assert started is not None
     store.set_sweep_state(sweep.id, SweepState.STOPPING, "asked to")
     with pytest.raises(
-        ValueError, match=r"'sweep' is STOPPING and cannot become COMPLETE.*STOPPED, CANCELLING, FAILED"
+        ValueError,
+        match=r"'sweep' is STOPPING and cannot become PENDING.*RUNNING, PAUSED, STOPPED, CANCELLING, COMPLETE",
     ):
-        store.set_sweep_state(sweep.id, SweepState.COMPLETE)
+        store.set_sweep_state(sweep.id, SweepState.PENDING)
     store.set_sweep_state(sweep.id, SweepState.STOPPING)
     assert sweep_now(store).reason == "asked to"
     store.set_sweep_state(sweep.id, SweepState.STOPPING, "asked twice")
@@ -509,6 +517,159 @@ def test_a_sweep_goes_only_where_its_life_cycle_allows(store: Store) -> None:
     assert (resumed.finished_at, resumed.started_at, resumed.reason) == (None, started, "")
     with pytest.raises(SweepNotFound):
         store.set_sweep_state(sweep.id + 1, SweepState.RUNNING)
+
+
+def test_a_step_may_be_bound_to_where_a_sweep_is(store: Store) -> None:
+    sweep = running_sweep(store)
+    assert not store.set_sweep_state(sweep.id, SweepState.STOPPED, "late", only_from=[SweepState.STOPPING])
+    assert (sweep_now(store).state, sweep_now(store).reason) == (SweepState.RUNNING, "")
+    assert store.set_sweep_state(sweep.id, SweepState.PAUSED, "asked", only_from=[SweepState.RUNNING])
+    assert store.sweep_state(sweep.id) is SweepState.PAUSED
+    with pytest.raises(SweepNotFound):
+        store.sweep_state(sweep.id + 1)
+
+
+def test_a_deleted_sweep_takes_its_rows_along_and_no_others(store: Store, engine: Engine) -> None:
+    gone, kept = running_sweep(store, name="gone", planned=1), running_sweep(store, name="sweep", planned=1)
+    for sweep in (gone, kept):
+        claim = claimed(store, sweep)
+        store.record(claim, [epoch_row(1)])
+        store.finish(claim, TrialState.PRUNED, "too_slow", "r", "too_slow", {}, against(claim))
+    before = (store.trials(kept.id), store.events(kept.id), store.decisions(kept.id), store.sweep_epochs(kept.id))
+    store.delete_sweep(gone.id)
+    store.delete_sweep(gone.id)
+    assert [s.name for s in store.sweeps()] == ["sweep"]
+    assert before == (
+        store.trials(kept.id),
+        store.events(kept.id),
+        store.decisions(kept.id),
+        store.sweep_epochs(kept.id),
+    )
+    with engine.connect() as connection:
+        for table in (tables.trials, tables.events):
+            assert not connection.execute(table.select().where(table.c.sweep_id == gone.id)).all()
+        assert len(connection.execute(tables.epochs.select()).all()) == 1
+        assert len(connection.execute(tables.decisions.select()).all()) == 1
+
+
+# events and workers
+
+
+def test_every_change_of_state_has_its_event(store: Store) -> None:
+    sweep = running_sweep(store, planned=1)
+    one = claimed(store, sweep, "one")
+    store.hand_back(one, "interrupted")
+    two = claimed(store, sweep, "two", lease_seconds=EXPIRED)
+    store.reap(sweep.id)
+    three = claimed(store, sweep, "three")
+    assert store.attempt_failed(three, "RuntimeError: no") is TrialState.WAITING
+    four = claimed(store, sweep, "four")
+    store.record(four, [epoch_row(1)])
+    store.finish(four, TrialState.COMPLETE, "learned", "Learned.", "epochs", {})
+    store.enqueue(sweep.id, PlannedTrial("proposal", {"learning_rate": 1e-3}, {}, True))
+    assert store.cancel_waiting(sweep.id, "asked to") == 1
+    store.set_sweep_state(sweep.id, SweepState.CANCELLING, "asked to")
+    store.add_event(sweep.id, EventRow("note", "a note", data={"free": 1}))
+    told = store.events(sweep.id)
+    assert [(e.kind, e.trial_number, e.attempt) for e in told] == [
+        ("created", None, None),
+        ("running", None, None),
+        ("claimed", 0, 1),
+        ("handed_back", 0, 1),
+        ("claimed", 0, 2),
+        ("reaped", 0, 2),
+        ("claimed", 0, 3),
+        ("attempt_failed", 0, 3),
+        ("claimed", 0, 4),
+        ("complete", 0, 4),
+        ("enqueued", 1, None),
+        ("cancelled", 1, None),
+        ("cancelling", None, None),
+        ("note", None, None),
+    ]
+    assert [e.worker for e in told if e.kind == "claimed"] == ["one", "two", "three", "four"]
+    assert told[9].data == {"verdict": "learned", "rule": "epochs"}
+    assert two.attempt == 2
+    assert [e.kind for e in store.events(sweep.id, after=told[-2].id or 0)] == ["note"]
+    assert [e.kind for e in store.events(sweep.id, limit=2)] == ["created", "running"]
+    assert all(e.at is not None for e in told)
+
+
+def test_a_worker_is_known_until_it_goes_and_those_that_hold_a_trial_are_found(store: Store) -> None:
+    sweep = running_sweep(store)
+    for name in ("one", "two"):
+        store.register_worker(WorkerRow(name, "host", 7, 123.5, "cpu", {"torch": "2"}))
+    store.register_worker(WorkerRow("one", "host", 8, 124.5, "cpu", {"torch": "2"}))
+    claim = claimed(store, sweep, "two")
+    assert [w.id for w in store.holders(sweep.id)] == ["two"]
+    began = {w.id: w for w in store.workers()}
+    assert (began["one"].pid, began["one"].process_started, began["one"].versions) == (8, 124.5, {"torch": "2"})
+    assert store.renew(claim, 60)
+    store.see_worker("one")
+    for worker in store.workers():
+        assert worker.seen_at is not None
+        assert worker.seen_at > (began[worker.id].seen_at or 0)
+    store.forget_worker("one")
+    assert [w.id for w in store.workers()] == ["two"]
+
+
+def test_a_claim_whose_answer_was_lost_is_given_again(store: Store) -> None:
+    """The connection broke after the commit: the worker asks again, and must not hold two trials."""
+    sweep = running_sweep(store, budget={"trials": 2})
+    first = claimed(store, sweep, "one")
+    again = claimed(store, sweep, "one")
+    assert (again.number, again.attempt) == (first.number, first.attempt + 1)
+    assert claimed(store, sweep, "two").number == 1
+    store.attempt_failed(again, "x", max_attempts=2)
+    assert store.trial(sweep.id, 0).state is TrialState.WAITING, "the lost answer was no attempt"
+
+
+def test_an_end_may_be_written_twice_by_the_same_attempt(store: Store) -> None:
+    sweep = running_sweep(store)
+    claim = claimed(store, sweep)
+    for _ in range(2):
+        store.finish(claim, TrialState.COMPLETE, "learned", "done", None, {})
+    assert [e.kind for e in store.events(sweep.id)][-2:] == ["claimed", "complete"]
+    with pytest.raises(LeaseLost):
+        store.finish(claim, TrialState.FAILED, None, "done", None, {})
+
+
+def test_an_attempt_that_failed_is_made_again_until_the_last(store: Store) -> None:
+    sweep = running_sweep(store)
+    states = []
+    for epoch in (None, None, 1, None, None, None):
+        claim = claimed(store, sweep)
+        assert claim.number == 0
+        if epoch:
+            store.record(claim, [epoch_row(epoch)])
+        states.append(store.attempt_failed(claim, "MemoryError: out of memory"))
+    assert states == [TrialState.WAITING] * 5 + [TrialState.FAILED]
+    trial = store.trial(sweep.id, 0)
+    assert "out of memory (attempts in a row without a new epoch: 3 at most)" in trial.reason
+    assert (trial.rule, trial.epochs) == ("fault", 1)
+    assert trial.finished_at is not None
+
+
+def test_a_reaper_may_spare_leases_that_ran_out(store: Store) -> None:
+    """After an outage of the database every lease has run out."""
+    sweep = running_sweep(store)
+    one, two = (claimed(store, sweep, name, lease_seconds=EXPIRED) for name in ("one", "two"))
+    assert store.reap(sweep.id, dead_workers=["two"], expired=False) == [(two.trial_id, TrialState.WAITING)]
+    assert store.renew(one, 60)
+
+
+def test_a_keeper_that_yields_gives_way_to_one_that_does_not(store: Store) -> None:
+    sweep = running_sweep(store)
+    works, runs = Runner("works-1.00", "a", 1, yields=True), Runner("runs-1.00", "b", 2)
+    store.take_runner(sweep.id, works, 60, lambda holder: False)
+    with pytest.raises(SweepBusy):
+        store.take_runner(sweep.id, Runner("other-1.00", "c", 3, yields=True), 60, lambda holder: False)
+    store.take_runner(sweep.id, runs, 60, lambda holder: False)
+    assert sweep_now(store).runner == runs
+    assert not store.beat(sweep.id, works.id)
+    for late in (works, Runner("other-1.00", "c", 3)):
+        with pytest.raises(SweepBusy):
+            store.take_runner(sweep.id, late, 60, lambda holder: False)
 
 
 ALARM = {"cause": "undecided", "sentence": "Nothing has taken off.", "proposal": None}
@@ -690,9 +851,9 @@ def test_nothing_is_claimed_from_a_sweep_that_does_not_run(store: Store) -> None
 
 def test_sweeps_do_not_mix(store: Store) -> None:
     one, two = running_sweep(store, name="one", planned=1), running_sweep(store, name="two", budget={"trials": 1})
-    claim = claimed(store, two, lease_seconds=EXPIRED)
+    claim = claimed(store, two, "worker", lease_seconds=EXPIRED)
     assert (claim.sweep_id, claim.number) == (two.id, 0)
-    assert store.claim(two.id, "worker", 60) is None
+    assert store.claim(two.id, "another", 60) is None
     store.record(claim, [epoch_row(1)])
     store.set_hyperparameters(claim, {"lr": 1}, 5)
     assert store.reap(one.id, dead_workers=["worker"]) == []
@@ -732,13 +893,19 @@ def test_a_worker_that_lost_its_trial_writes_nothing(store: Store, engine: Engin
 
     def everything() -> list[Any]:
         with engine.connect() as connection:
-            return [connection.execute(table.select()).all() for table in metadata.tables.values()]
+            kept = [table for table in metadata.tables.values() if table is not tables.events]
+            return [connection.execute(table.select()).all() for table in kept]
 
     before = everything()
-    for name, write in _late_writes().items():
+    writes = _late_writes()
+    if after == "finished":
+        writes.pop("stop")  # to the same end: the answer to the first time was lost
+    for name, write in writes.items():
         with pytest.raises(LeaseLost, match="trial 0 is no longer held by its attempt 1"):
             write(store, old)
         assert everything() == before, name
+        last = store.events(sweep.id)[-1]
+        assert (last.kind, last.trial_number, last.attempt) == ("late_write_refused", 0, 1), name
     assert store.renew(old, 60) is False
     assert everything() == before
 
@@ -864,7 +1031,8 @@ def test_a_trial_ends_once_with_its_reason(store: Store) -> None:
     store.finish(claim, TrialState.PRUNED, "never_learned", "flat since epoch 1", "futility", evidence)
     trial = row_of(store, claim)
     assert (trial.state, trial.verdict, trial.rule) == (TrialState.PRUNED, "never_learned", "futility")
-    assert (trial.reason, trial.evidence, trial.worker) == ("flat since epoch 1", evidence, "worker")
+    assert (trial.reason, trial.evidence) == ("flat since epoch 1", evidence)
+    assert trial.worker is not None
     assert trial.started_at is not None
     assert trial.finished_at is not None
 
@@ -915,9 +1083,9 @@ def test_a_lease_that_ran_out_and_a_dead_worker_give_their_trials_back(store: St
     dead = claimed(store, sweep, "dead")
     slow = claimed(store, sweep, "slow", EXPIRED)
     live = claimed(store, sweep, "live")
-    done = claimed(store, sweep, "dead", EXPIRED)
+    done = claimed(store, sweep, "done", EXPIRED)
     store.finish(done, TrialState.COMPLETE, "learned", "done", None, {})
-    assert store.reap(sweep.id, ["dead", "unknown"]) == [
+    assert store.reap(sweep.id, ["dead", "done", "unknown"]) == [
         (dead.trial_id, TrialState.WAITING),
         (slow.trial_id, TrialState.WAITING),
     ]
