@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor
@@ -46,11 +47,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: the file is not a whole checkpoint.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with ZipFile(path) as parts:  # torch reads on over bytes that have changed
+            damaged = parts.testzip()
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # a torn zip, a foreign pickle: torch raises many types, and advises to unpickle it
         raise ValueError(f"{path}: not a whole checkpoint ({type(error).__name__})") from error
+    if damaged:
+        raise ValueError(f"{path}: not a whole checkpoint ({damaged} was changed since it was written)")
     if not isinstance(state, dict):
         raise ValueError(f"{path}: not a checkpoint of this trainer")
     return state

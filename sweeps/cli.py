@@ -8,11 +8,14 @@ import sys
 
 import typer
 
-from model.corpus.annotations import CorpusError
-from sweeps.commands import run, show, ui
-from sweeps.errors import SweepError
-from tracking.server import ServerDidNotStart
-from tracking.writer import TrackingRefused, TrackingUnavailable
+from sweeps import shadows
+
+with shadows.explained():
+    from model.corpus.annotations import CorpusError
+    from sweeps.commands import create, db, doctor, mirror, run, show, ui, verbs, work
+    from sweeps.errors import SweepError
+    from tracking.server import ServerDidNotStart
+    from tracking.writer import TrackingRefused, TrackingUnavailable
 
 app = typer.Typer(
     help="Hyperparameter sweeps for CTC sequence models, every curve in MLflow.\n\n"
@@ -21,8 +24,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run.run, ui.ui, show.show):
+COMMANDS = (
+    *(run.run, create.create, work.work, ui.ui, show.show, mirror.mirror),
+    *(verbs.pause, verbs.resume, verbs.stop, verbs.cancel, verbs.delete),
+    doctor.doctor,
+)
+for command in COMMANDS:
     app.command()(command)
+app.add_typer(db.app, name="db")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TextIO
@@ -14,8 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.records import EpochRow, SweepRow, TrialRow
+from sweeps.records import EpochRow, EventRow, SweepRow, TrialRow
 from sweeps.states import TrialState
+from sweeps.store import Store
 from sweeps.summary import (
     Conclusions,
     best_trial,
@@ -249,3 +250,27 @@ def print_summary(
 def interactive() -> bool:
     """Whether a person sits in front: both ends are a terminal."""
     return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+class EventLog:
+    """What happens to sweeps from now on, a line an event."""
+
+    def __init__(self, store: Store, wanted: Callable[[EventRow], bool]) -> None:
+        self._store, self._wanted = store, wanted
+        self._seen = {sweep.id: store.last_event(sweep.id) for sweep in store.sweeps()}
+        self.shown: list[EventRow] = []
+
+    def show(self, sweeps: Iterable[SweepRow], out: TextIO) -> None:
+        """Print what is new."""
+        for sweep in sweeps:
+            for event in self._store.events(sweep.id, after=self._seen.get(sweep.id, 0)):
+                self._seen[sweep.id] = event.id or 0
+                if self._wanted(event):
+                    self.shown.append(event)
+                    print(event_line(sweep, event), file=out, flush=True)
+
+
+def event_line(sweep: SweepRow, event: EventRow) -> str:
+    """An event in words."""
+    what = sweep.name if event.trial_number is None else f"{sweep.name}/{event.trial_number}"
+    return f"{what}: {event.kind.replace('_', ' ')}{f': {event.text}' if event.text else ''}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class SweepError(Exception):
@@ -15,6 +16,18 @@ class DatabaseUnavailable(SweepError):
 
     def __init__(self, url: str, why: str) -> None:
         super().__init__(f"database {url} cannot be used ({why}): check its address and that it runs, or name another")
+
+
+class DatabaseOutdated(SweepError):
+    """An older version made the database's tables; `command` brings them up to date."""
+
+    def __init__(self, url: str, revision: str, needed: str, command: str) -> None:
+        self.url, self.revision, self.needed = url, revision, needed
+        dump = "make a dump, then " if url.startswith("postgresql") else ""
+        super().__init__(
+            f"database {url} has the tables of an older version (revision {revision}, this one needs {needed}): "
+            f"{dump}run `{command}`"
+        )
 
 
 class SweepExists(SweepError):
@@ -60,7 +73,7 @@ class SweepBusy(SweepError):
         self.holder = holder
         super().__init__(
             f"sweep {name!r} is being run by {holder} (last heard of {max(seconds_ago, 0):.0f} s ago): "
-            "end that one first, or let it finish"
+            f"let it finish, or end that one first; `sweeps work {name}` adds workers to it"
         )
 
 
@@ -72,6 +85,22 @@ class LeaseLost(SweepError):
             f"trial {number} is no longer held by its attempt {attempt} (its lease ran out, or it is over): "
             "nothing was written; drop it"
         )
+
+
+class CannotWork(SweepError):
+    """A worker has not got what a sweep needs."""
+
+    def __init__(self, sweep: str, why: str) -> None:
+        super().__init__(f"sweep {sweep!r} cannot be worked on here: {why}")
+
+
+class DiskTrouble(SweepError):
+    """A checkpoint could not be written. The trial goes on elsewhere, or here once there is room."""
+
+    def __init__(self, folder: Path, size: int, error: OSError) -> None:
+        self.folder, self.size = folder, size
+        why = error.strerror or str(error)
+        super().__init__(f"no checkpoint could be written to {folder} ({why}): free or correct that place")
 
 
 class SweepNotFound(SweepError):
@@ -102,6 +131,15 @@ class TrialsSpent(SweepError):
 
     def __init__(self, sweep: str, trials: int) -> None:
         super().__init__(f"sweep {sweep!r} has all {trials} trials of its budget: raise budget.trials to add one")
+
+
+class NothingToDo(SweepError):
+    """A sweep that has used up its budget was told to go on."""
+
+    def __init__(self, sweep: str) -> None:
+        super().__init__(
+            f"sweep {sweep!r} has done all trials of its budget: raise budget.trials in its spec and run it"
+        )
 
 
 class RangeTestFailed(SweepError):

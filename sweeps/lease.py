@@ -5,27 +5,33 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from sweeps.records import Claim
+from sweeps.states import SweepState
 from sweeps.store import Store
 
 log = logging.getLogger(__name__)
 
+LOOK_SECONDS = 2.0
+"""How often the sweep's state is looked at: a cancelled one ends its trials within about as many seconds."""
+
 
 class Lease:
-    """Renews a claim every third of its length, but only while `progress()` changes: a frozen trainer loses it.
-
-    `lost` is set when another worker may take the trial: the database says so, or it could not be asked for as long
-    as the lease lasts by our own count.
+    """Renews a claim every third of its length, but only while somebody asks `should_stop`, as a trainer does before
+    every batch: a frozen trainer loses its trial, however long an epoch may be.
     """
 
-    def __init__(self, store: Store, claim: Claim, seconds: float, progress: Callable[[], int]) -> None:
-        self._store, self._claim, self._seconds, self._progress = store, claim, seconds, progress
-        self._done = threading.Event()
+    def __init__(self, store: Store, claim: Claim, seconds: float, stop: threading.Event) -> None:
+        self._store, self._claim, self._seconds, self._stop = store, claim, seconds, stop
+        self._asked, self._done = 0, threading.Event()
         self.lost = threading.Event()
+        """Another worker may have the trial: the database says so."""
+        self.lapsed = threading.Event()
+        """It could not be renewed for as long as it lasts, by our own count: another worker may get the trial."""
+        self.cancelled = threading.Event()
+        """The sweep is being cancelled."""
         self._thread = threading.Thread(target=self._keep, name=f"lease of trial {claim.number}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -36,22 +42,37 @@ class Lease:
         self._done.set()
         self._thread.join()
 
+    def should_stop(self) -> bool:
+        """Whether the epoch in hand is to be dropped. Being asked shows that training moves."""
+        self._asked += 1
+        return self._stop.is_set() or self.over
+
+    @property
+    def over(self) -> bool:
+        """Whether the trial must not be trained further under this lease."""
+        return self.lost.is_set() or self.lapsed.is_set() or self.cancelled.is_set()
+
     def _keep(self) -> None:
-        renewed, seen = time.monotonic(), -1
-        while not self._done.wait(self._seconds / 3):
-            moved = self._progress()
-            if moved == seen:
-                log.warning("trial %d has not moved for %.0f s", self._claim.number, self._seconds / 3)
-            else:
+        third = self._seconds / 3
+        renewed, due, seen = time.monotonic(), time.monotonic() + third, -1
+        while not self._done.wait(min(LOOK_SECONDS, third)):
+            try:
+                if self._store.sweep_state(self._claim.sweep_id) is SweepState.CANCELLING:
+                    self.cancelled.set()
                 asked = time.monotonic()
-                try:
-                    if not self._store.renew(self._claim, self._seconds):
+                if asked >= due:
+                    due, moved = asked + third, self._asked
+                    if moved == seen:
+                        log.warning("trial %d has not moved for %.0f s", self._claim.number, third)
+                    elif self._store.renew(self._claim, self._seconds):
+                        renewed, seen = asked, moved
+                    else:
                         log.warning("trial %d is no longer ours", self._claim.number)
                         self.lost.set()
                         return
-                    renewed, seen = asked, moved
-                except Exception:  # whatever the database's trouble is: it may pass before the lease does
-                    log.exception("the lease of trial %d could not be renewed", self._claim.number)
+            except Exception:  # whatever the database's trouble is: it may pass before the lease does
+                log.exception("the lease of trial %d could not be renewed", self._claim.number)
             if time.monotonic() - renewed > self._seconds:
-                self.lost.set()
+                log.warning("the lease of trial %d has run out by our own count", self._claim.number)
+                self.lapsed.set()
                 return

@@ -225,6 +225,8 @@ class Claim:
     optuna_trial_id: int | None
     epochs: int
     """The last epoch recorded, 0 for none."""
+    worker: str | None = None
+    """Who holds it."""
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,47 @@
-"""`sweeps run`: starts workers, watches over them, and keeps the mirror going. The database owns the trials."""
+"""Starts workers, watches over them, and keeps sweeps: what `sweeps run` and `sweeps work` have in common.
+
+The database owns the trials: whatever happens to this process, another one goes on with them.
+"""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from threading import Event, Thread
+from threading import Event
 from typing import Protocol
 
+from model.diagnosis import counted
 from model.range_test import RangeTest
 from sweeps.errors import DatabaseUnavailable, RangeTestFailed, SweepBusy
+from sweeps.judging import reread
+from sweeps.keeper import BEAT_SECONDS, Keeper, has_work
 from sweeps.mirror import Mirror
-from sweeps.processes import deaf_children, is_known_dead
+from sweeps.patience import wait
+from sweeps.processes import deaf_children
 from sweeps.ramp import Failure, Progress, Ramp, ramp_process
 from sweeps.records import Runner, SweepRow, TrialRow
 from sweeps.spec import SweepSpec
-from sweeps.states import SweepState, TrialState
+from sweeps.states import SweepState
 from sweeps.store import Store
 from sweeps.study import Study
-from sweeps.worker import Job, tell, worker_process
+from sweeps.worker import RECYCLED, Job, worker_process
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
-BEAT_SECONDS = 2.0
-STALE_SECONDS = 60.0
-"""A runner of another host that has not beaten for so long is taken for dead."""
 STOP_SECONDS = 20.0
 """What workers get to hand their trials back."""
 KILL_SECONDS = 5.0
 """What they get when they are asked for the second time, and when they are killed."""
 FRUITLESS_DEATHS = 3
 """After so many worker deaths in a row without a new epoch in the sweep, one more ends it."""
+LONGEST_REST_SECONDS = 60.0
+"""A worker that dies at once is started again after a rest that doubles, up to this."""
 
 
 class View(Protocol):
@@ -57,40 +63,69 @@ class _Worker(_Process):
     job: Job
 
 
-@contextmanager
-def holding(store: Store, sweep: SweepRow, runner: Runner) -> Iterator[Event]:
-    """Inside, this process is the one that runs the sweep, and says so every few seconds.
+class Workers:
+    """A number of worker processes, started anew when they die or want to be."""
 
-    Yields an event that is set when another process has taken over: this one was silent for too long (suspended).
+    def __init__(self, job: Job, count: int, runner: Runner) -> None:
+        self._job, self._count, self.runner = job, count, runner
+        self._running: list[_Worker] = []
+        self._started = 0
+        self._deaths, self._rest_until = 0, 0.0
+        self.ids: set[str] = set()
+        """Of every worker that was started."""
+        self.last_death = ""
+        """Exit code and log of the last one that died."""
 
-    Raises:
-        SweepBusy: another live process runs it.
-    """
-    store.take_runner(sweep.id, runner, STALE_SECONDS, is_known_dead)
-    lost, done = Event(), Event()
+    @property
+    def ended(self) -> bool:
+        """Whether every one of them has ended by itself, with nothing left to do."""
+        return len(self._running) == self._count and all(w.process.exitcode == 0 for w in self._running)
 
-    def beat() -> None:
-        while not done.wait(BEAT_SECONDS):
-            try:
-                if not store.beat(sweep.id, runner.id):
-                    lost.set()
-                    return
-            except DatabaseUnavailable as error:  # it may come back before anybody takes over
-                log.warning("%s", error)
+    def look(self) -> set[str]:
+        """Start those that are missing; returns the ids of those that died since the last look."""
+        dead = set()
+        for worker in list(self._running):
+            code = worker.process.exitcode
+            if code in (None, 0):
+                continue
+            self._running.remove(worker)
+            worker.pipe.close()
+            dead.add(worker.job.worker)
+            if code == RECYCLED:
+                log.info("worker %s is started anew", worker.job.worker)
+                continue
+            self.last_death = f"exit code {code}; its log is {worker.job.log}"
+            log.error("worker %s died with %s", worker.job.worker, self.last_death)
+            self._deaths += 1
+            rest = min(LONGEST_REST_SECONDS, 2.0 ** (self._deaths - 1) - 1)
+            self._rest_until = time.monotonic() + rest
+        while len(self._running) < self._count and time.monotonic() >= self._rest_until:
+            self._running.append(self._start())
+        return dead
 
-    thread = Thread(target=beat, name="beat", daemon=True)
-    thread.start()
-    try:
-        yield lost
-    finally:
-        done.set()
-        thread.join()
-        store.release_runner(sweep.id, runner.id)
+    def thrive(self) -> None:
+        """There was progress: the next death is not in a row with the last one."""
+        self._deaths = 0
 
+    def end(self) -> None:
+        """Ask, wait, and only then force."""
+        _end(self._running)
 
-def has_work(sweep: SweepRow, trials: list[TrialRow]) -> bool:
-    """Whether a trial waits, or the budget allows another."""
-    return len(trials) < sweep.budget["trials"] or any(not t.state.terminal for t in trials)
+    def _start(self) -> _Worker:
+        job = replace(
+            self._job,
+            worker=f"{self.runner.id}/{self._started}",
+            log=self._job.log / f"worker-{self._started}.log",
+        )
+        self._started += 1
+        self.ids.add(job.worker)
+        spawn = multiprocessing.get_context("spawn")
+        theirs, ours = spawn.Pipe(duplex=False)
+        process = spawn.Process(target=worker_process, args=(job, theirs), name=job.log.stem)
+        with deaf_children():
+            process.start()
+        theirs.close()
+        return _Worker(process, ours, job)
 
 
 def run(
@@ -98,37 +133,107 @@ def run(
 ) -> None:
     """Run a sweep until it is done, its budget is spent, or `stop` is set. Call it while `holding` the sweep.
 
-    However it ends, no worker lives, none of its trials is RUNNING, Optuna has heard of every trial that is over, and
-    the sweep's state says what happened (unless another process has taken it over: then the state is that one's).
+    However it ends, no worker that was started here lives and the sweep's state says what happened (unless another
+    process has taken it over: then the state is that one's).
 
     Raises:
         SweepBusy: another process has taken over.
+        DatabaseUnavailable: it was away when the sweep was to begin, or to end.
     """
     _check_ours(store, sweep, runner)
-    # Whoever held these trials is gone, or may no longer write: there is one runner.
-    store.reap(sweep.id, dead_workers={t.worker for t in store.trials(sweep.id) if t.worker})
-    with closing(Study(job.database_url, spec)) as study:
-        study.fail_orphans(store.trials(sweep.id))
-    store.set_sweep_state(sweep.id, SweepState.RUNNING)
-    mirror.start()
-    workers: list[_Worker] = []
-    reason = "a fault of the runner"
-    try:
-        reason = _watch(store, sweep, job, spec.workers, runner, mirror, view, stop, workers)
-    finally:
-        if stop.is_set():
-            view.update(_reread(store, sweep), store.trials(sweep.id), "stopping: trials are being handed back")
-        _end(workers)
-        store.reap(sweep.id, dead_workers={w.job.worker for w in workers})
-        with closing(Study(job.database_url, spec)) as study:
-            tell(store, study, sweep.id)
-        _check_ours(store, sweep, runner)
-        _close(store, sweep.id, reason, stop.is_set())
+    workers = Workers(job, spec.workers, runner)
+    with closing(Study(store.url, spec)) as study:
+        keeper = Keeper(store, study, sweep, job.lease_seconds, job.checkpoints / sweep.name)
+        keeper.make_pass()
+        store.set_sweep_state(sweep.id, SweepState.RUNNING)
+        mirror.start()
+        reason = "a fault of the runner"
+        try:
+            reason = _watch(store, sweep, workers, keeper, runner, mirror, view, stop)
+        finally:
+            if stop.is_set():
+                _show(store, sweep, view, "stopping: trials are being handed back")
+            workers.end()
+            _check_ours(store, sweep, runner)
+            keeper.make_pass(workers.ids)
+            _close(store, sweep.id, reason, stop.is_set())
 
 
 def _check_ours(store: Store, sweep: SweepRow, runner: Runner) -> None:
     if not store.beat(sweep.id, runner.id):
-        raise SweepBusy(sweep.name, str(_reread(store, sweep).runner or "another process"), 0)
+        raise SweepBusy(sweep.name, str(reread(store, sweep).runner or "another process"), 0)
+
+
+def _show(store: Store, sweep: SweepRow, view: View, note: str) -> None:
+    try:
+        view.update(reread(store, sweep), store.trials(sweep.id), note)
+    except DatabaseUnavailable as error:
+        log.warning("%s", error)
+
+
+def _watch(
+    store: Store,
+    sweep: SweepRow,
+    workers: Workers,
+    keeper: Keeper,
+    runner: Runner,
+    mirror: Mirror,
+    view: View,
+    stop: Event,
+) -> str:
+    """Keep the workers going; returns why that ended, empty if there was nothing left to do."""
+    deaths, at_death = 0, -1
+    pass_at, pause = 0.0, POLL_SECONDS
+    dead: set[str] = set()
+    while not stop.is_set():
+        dead |= workers.look()
+        wait(pause, stop.is_set)
+        try:
+            ended = workers.ended  # before the rows: what a worker wrote last is then among them
+            if dead or ended or time.monotonic() > pass_at:
+                _check_ours(store, sweep, runner)
+                keeper.make_pass(dead)
+                pass_at = time.monotonic() + BEAT_SECONDS
+            trials, now = store.trials(sweep.id), reread(store, sweep)
+            view.update(now, trials, mirror.trouble and f"MLflow is away, rows wait: {mirror.trouble}")
+        except DatabaseUnavailable as error:
+            if pause == POLL_SECONDS:
+                log.warning("%s; the sweep goes on when it is back", error)
+            pause = BEAT_SECONDS
+            continue
+        pause = POLL_SECONDS
+        if ended or now.state.terminal or now.state is SweepState.PAUSED:  # a worker has raised the alarm, or a command
+            return ""
+        # A trial that was given up for killing its workers is progress: the next one may do better.
+        progress = sum(t.epochs for t in trials) + sum(t.state.terminal for t in trials)
+        if progress > at_death:
+            workers.thrive()
+        if dead:
+            deaths, at_death = deaths + 1 if progress == at_death else 1, progress
+            if deaths > FRUITLESS_DEATHS:
+                return f"workers died {deaths} times in a row without a new epoch, the last with {workers.last_death}"
+        dead = set()
+    return ""
+
+
+def _close(store: Store, sweep_id: int, reason: str, interrupted: bool) -> None:
+    """What state the sweep is left in by a runner that ends; where it has ended, or others work on it, as it is."""
+    sweep = next(s for s in store.sweeps() if s.id == sweep_id)
+    if sweep.state is not SweepState.RUNNING or store.holders(sweep_id):
+        return
+    if interrupted:
+        store.set_sweep_state(sweep_id, SweepState.PAUSED, reason or "interrupted; run it again to go on")
+    elif reason:
+        store.set_sweep_state(sweep_id, SweepState.FAILED, reason)
+    elif has_work(sweep, trials := store.trials(sweep_id)):
+        refused = [event.text for event in store.events(sweep_id) if event.kind == "worker_refused"]
+        waiting = sum(not t.state.terminal for t in trials)
+        why = (
+            refused[-1]
+            if refused
+            else f"its workers have ended, {counted(waiting, 'trial')} left waiting; run it again to go on"
+        )
+        store.set_sweep_state(sweep_id, SweepState.STOPPED, why)
 
 
 def run_range_test(ramp: Ramp, stop: Event, progress: Callable[[int, int], None]) -> RangeTest | None:
@@ -169,113 +274,22 @@ def run_range_test(ramp: Ramp, stop: Event, progress: Callable[[int, int], None]
     return answer
 
 
-def _watch(
-    store: Store,
-    sweep: SweepRow,
-    job: Job,
-    count: int,
-    runner: Runner,
-    mirror: Mirror,
-    view: View,
-    stop: Event,
-    workers: list[_Worker],
-) -> str:
-    """Keep `count` workers going; returns why that ended, empty if there was nothing left to do."""
-    started, deaths, epochs_at_death = 0, 0, -1
-    reaped_at = 0.0
-    while not stop.is_set():
-        while len(workers) < count:
-            workers.append(_start(replace(job, worker=f"{runner.id}/{started}")))
-            started += 1
-        stop.wait(POLL_SECONDS)
-        if time.monotonic() - reaped_at > BEAT_SECONDS:
-            _check_ours(store, sweep, runner)
-            store.reap(sweep.id)
-            reaped_at = time.monotonic()
-        exits = [w.process.exitcode for w in workers]  # before the rows: what a worker wrote last is then among them
-        trials = store.trials(sweep.id)
-        now = _reread(store, sweep)
-        view.update(now, trials, mirror.trouble and f"MLflow is away, rows wait: {mirror.trouble}")
-        if all(code == 0 for code in exits) or now.state is SweepState.PAUSED:  # a worker has raised the alarm
-            return ""
-        dead = [w for w, code in zip(workers, exits, strict=True) if code not in (None, 0)]
-        if not dead:
-            continue
-        for worker in dead:
-            workers.remove(worker)
-            log.error("worker %s died with exit code %s", worker.job.worker, worker.process.exitcode)
-        reaped = store.reap(sweep.id, dead_workers={w.job.worker for w in dead})
-        epochs = sum(t.epochs for t in trials)
-        # A trial that was given up for killing its workers is progress: the next one may do better.
-        fruitless = epochs == epochs_at_death and all(state is not TrialState.FAILED for _, state in reaped)
-        deaths, epochs_at_death = deaths + 1 if fruitless else 1, epochs
-        if deaths > FRUITLESS_DEATHS:
-            return (
-                f"workers died {deaths} times in a row without a new epoch, the last with exit code "
-                f"{dead[-1].process.exitcode}; its log is {dead[-1].job.log}"
-            )
-    return ""
-
-
-def _budget_is_spent(sweep: SweepRow, trials: list[TrialRow]) -> bool:
-    limit, hours = sweep.budget.get("total_epochs"), sweep.budget.get("hours")
-    spent = limit is not None and sum(t.epochs for t in trials) >= limit
-    return spent or (hours is not None and sweep.seconds >= 3600 * hours)
-
-
-def _reread(store: Store, sweep: SweepRow) -> SweepRow:
-    found = store.find_sweep(sweep.name)
-    assert found is not None
-    return found
-
-
-def _start(job: Job) -> _Worker:
-    index = job.worker.rpartition("/")[2]
-    job = replace(job, log=job.log / f"worker-{index}.log")
-    spawn = multiprocessing.get_context("spawn")
-    theirs, ours = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=worker_process, args=(job, theirs), name=f"worker {index}")
-    with deaf_children():
-        process.start()
-    theirs.close()
-    return _Worker(process, ours, job)
-
-
-def _end(workers: Sequence[_Process]) -> None:
+def _end(processes: Sequence[_Process]) -> None:
     """Ask, wait, and only then force."""
-    for worker in workers:
-        worker.pipe.close()
+    for each in processes:
+        each.pipe.close()
     try:
-        _join(workers, STOP_SECONDS)
+        _join(processes, STOP_SECONDS)
     except KeyboardInterrupt:  # a second Ctrl-C: at once, then
         log.warning("workers are killed")
     for act in (multiprocessing.process.BaseProcess.terminate, multiprocessing.process.BaseProcess.kill):
-        for worker in workers:
-            if worker.process.is_alive():
-                act(worker.process)
-        _join(workers, KILL_SECONDS)
+        for each in processes:
+            if each.process.is_alive():
+                act(each.process)
+        _join(processes, KILL_SECONDS)
 
 
-def _join(workers: Sequence[_Process], seconds: float) -> None:
+def _join(processes: Sequence[_Process], seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    for worker in workers:
-        worker.process.join(max(0.0, deadline - time.monotonic()))
-
-
-def _close(store: Store, sweep_id: int, reason: str, interrupted: bool) -> None:
-    sweep = next(s for s in store.sweeps() if s.id == sweep_id)
-    trials = store.trials(sweep_id)
-    if not has_work(sweep, trials):
-        store.set_sweep_state(sweep_id, SweepState.COMPLETE, "all trials of its budget are done")
-    elif sweep.state is SweepState.PAUSED:
-        return  # by an alarm, which is its reason
-    elif interrupted:
-        store.set_sweep_state(sweep_id, SweepState.PAUSED, reason or "interrupted; run it again to go on")
-    elif reason:
-        store.set_sweep_state(sweep_id, SweepState.FAILED, reason)
-    else:
-        waiting = sum(t.state is TrialState.WAITING for t in trials)
-        why = "its budget is spent" if _budget_is_spent(sweep, trials) else "its workers have ended"
-        store.set_sweep_state(
-            sweep_id, SweepState.STOPPED, f"{why}, {waiting} trials wait; raise the budget and run it again to go on"
-        )
+    for each in processes:
+        each.process.join(max(0.0, deadline - time.monotonic()))

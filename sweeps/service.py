@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,23 @@ from model.corpus.synthetic import generate
 from model.diagnosis import Judgement, judge
 from model.floors import Floors, floors
 from model.types import BUILT_IN
-from sweeps.errors import NoProposal, SpecChanged, SweepNotFound, TrainerChanged
+from sweeps.errors import (
+    DatabaseOutdated,
+    NoProposal,
+    NothingToDo,
+    SpecChanged,
+    SweepBusy,
+    SweepNotFound,
+    TrainerChanged,
+)
+from sweeps.keeper import STALE_SECONDS, end_if_over, has_work
+from sweeps.processes import is_gone, is_known_dead, this_runner
 from sweeps.records import EpochRow, PlannedTrial, SweepRow, TrialRow
 from sweeps.settings import Home
-from sweeps.spec import SpecError, SweepSpec, differing_paths, digest
-from sweeps.store import Store
+from sweeps.spec import SpecError, SweepSpec, differing_paths, digest, spec_of
+from sweeps.states import SweepState
+from sweeps.store import Store, without_password
+from sweeps.study import Study
 from sweeps.summary import Conclusions, conclusions, config_of, program, shell_line
 from sweeps.trainers import (
     described,
@@ -55,9 +70,20 @@ class Prepared:
             "vocabulary_hash": self.corpus.vocabulary.hash,
             "dev_sequences": len(self.corpus.dev),
             "trainer": trainer_name(self.trainer),
+            "git_commit": git_commit(),
             # A loss is not a number where no dev target fits its sentence.
             **{k: v for k, v in asdict(self.floors).items() if isinstance(v, str) or math.isfinite(v)},
         }
+
+
+def git_commit() -> str:
+    """The commit of the working directory, for the record; empty where there is none."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, encoding="utf-8")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def prepare(
@@ -143,17 +169,6 @@ def stored(spec: SweepSpec, corpus: CorpusConfig) -> dict[str, Any]:
     return {**spec.model_dump(mode="json"), "found": corpus.model_dump(mode="json")}
 
 
-def spec_of(sweep: SweepRow) -> SweepSpec:
-    """The spec a sweep was made from, with its budget of today."""
-    content = {k: v for k, v in sweep.spec.items() if k != "found"}
-    return SweepSpec.model_validate({**content, "budget": sweep.budget})
-
-
-def corpus_of(sweep: SweepRow) -> CorpusConfig:
-    """Where a sweep's corpus was when the sweep was made."""
-    return CorpusConfig.model_validate(sweep.spec["found"])
-
-
 def proposal_of(sweep: SweepRow) -> dict[str, float]:
     """The bounds of the learning rate, `low` and `high`, that a sweep's alarm proposes.
 
@@ -189,6 +204,67 @@ def find_sweep(store: Store, name: str) -> SweepRow:
     if sweep is None:
         raise SweepNotFound(name, [s.name for s in store.sweeps()])
     return sweep
+
+
+def sweeps_named(store: Store, names: Sequence[str]) -> list[SweepRow]:
+    """Those of these names, or all where none is given; one that was deleted is left out."""
+    return [sweep for sweep in store.sweeps() if not names or sweep.name in names]
+
+
+def pause(store: Store, name: str) -> SweepRow:
+    """No new epoch begins; the trials under way are handed back at the end of the one in hand.
+
+    Raises:
+        SweepNotFound, ValueError: there is none, or its state does not allow it; so for every verb.
+    """
+    return _step(store, name, SweepState.PAUSED, "paused by a command; resume it, or run it again")
+
+
+def resume(store: Store, name: str) -> SweepRow:
+    """Workers may claim its trials again; one that alarmed or failed goes on as well.
+
+    Raises:
+        NothingToDo: its budget is used up.
+    """
+    sweep = find_sweep(store, name)
+    if not has_work(sweep, store.trials(sweep.id)):
+        raise NothingToDo(name)
+    return _step(store, name, SweepState.RUNNING, "")
+
+
+def stop(store: Store, name: str) -> SweepRow:
+    """No new trial begins; those under way run to their ends."""
+    return _step(store, name, SweepState.STOPPING, "stopped by a command")
+
+
+def cancel(store: Store, name: str) -> SweepRow:
+    """It ends for good: the epochs in hand are dropped, no trial goes on."""
+    return _step(store, name, SweepState.CANCELLING, "cancelled by a command")
+
+
+def _step(store: Store, name: str, state: SweepState, reason: str) -> SweepRow:
+    sweep = find_sweep(store, name)
+    store.set_sweep_state(sweep.id, state, reason)
+    end_if_over(store, sweep.id)  # a sweep on which nobody works ends here
+    return find_sweep(store, name)
+
+
+def delete(store: Store, name: str, home: Home, checkpoints: Path | None = None) -> None:
+    """Remove a sweep: its rows, its Optuna study, its checkpoints and pictures. Not its MLflow experiment.
+
+    Raises:
+        SweepBusy: a process works on it.
+    """
+    sweep = find_sweep(store, name)
+    holders = [w for w in store.holders(sweep.id) if not is_gone(w.host, w.pid, w.process_started)]
+    if holders:
+        raise SweepBusy(name, f"process {holders[0].pid} on {holders[0].host}", 0)
+    store.take_runner(sweep.id, this_runner(), STALE_SECONDS, is_known_dead)
+    with closing(Study(store.url, spec_of(sweep))) as study:
+        study.delete()
+    for folder in ((checkpoints or home.checkpoints) / name, home.pictures(name), home.logs(name)):
+        shutil.rmtree(folder, ignore_errors=True)
+    store.delete_sweep(sweep.id)  # last: what comes before can be done again
 
 
 def find_trial(store: Store, path: str) -> tuple[SweepRow, TrialRow]:
@@ -263,18 +339,36 @@ def plan(prepared: Prepared) -> Plan:
 
 
 def load_home_store(home: Home, database: str | None) -> Store:
-    """The database of this home, or the one named."""
+    """The database of this home, or the one named.
+
+    Raises:
+        DatabaseOutdated: with the command that upgrades it.
+        DatabaseUnavailable, ValueError: see `Store`.
+    """
     home.root.mkdir(parents=True, exist_ok=True)
-    return Store(database or home.database_url)
+    try:
+        return Store(database or home.database_url)
+    except DatabaseOutdated as old:
+        raise DatabaseOutdated(old.url, old.revision, old.needed, upgrade_command(home, database)) from None
 
 
 def ui_command(name: str, home: Home, database: str | None, tracking_uri: str | None) -> str:
     """The command that opens a sweep's dashboard again. Passwords are left out: the environment has them."""
-    words = [program("sweeps"), "ui", name]
-    if home.root != Path(".sweeps").resolve():
-        words += ["--home", str(home.root)]
-    if database:
-        words += ["--database", without_credentials(database)]
+    words = _command(home, database, "ui", name)
     if tracking_uri:
         words += ["--tracking-uri", without_credentials(tracking_uri)]
     return shell_line(words)
+
+
+def upgrade_command(home: Home, database: str | None) -> str:
+    """The command that brings the database of this home, or the one named, up to date."""
+    return shell_line(_command(home, database, "db", "upgrade"))
+
+
+def _command(home: Home, database: str | None, *words: str) -> list[str]:
+    command = [program("sweeps"), *words]
+    if home.root != Path(".sweeps").resolve():
+        command += ["--home", str(home.root)]
+    if database:
+        command += ["--database", without_password(database)]
+    return command

@@ -29,8 +29,15 @@ class Home:
     def scans(self) -> Path:
         return self.root / "scans"
 
-    def checkpoints(self, sweep: str) -> Path:
-        return self.root / "checkpoints" / sweep
+    @property
+    def checkpoints(self) -> Path:
+        """With a folder a sweep."""
+        return self.root / "checkpoints"
+
+    @property
+    def workers(self) -> Path:
+        """Logs of the workers that are of no one sweep."""
+        return self.root / "logs" / ".workers"
 
     def logs(self, sweep: str) -> Path:
         return self.root / "logs" / sweep

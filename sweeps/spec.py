@@ -20,6 +20,7 @@ from model.corpus.data import CorpusConfig
 from model.corpus.synthetic import GeneratedConfig
 from model.types import Hyperparameters, TrainingConfig, mixed_seed
 from sweeps.errors import SweepError
+from sweeps.records import SweepRow
 
 
 class SpecError(SweepError):
@@ -568,3 +569,14 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for kind in typing.get_args(annotation) for section in _sections(kind)]
+
+
+def spec_of(sweep: SweepRow) -> SweepSpec:
+    """The spec a sweep was made from, with its budget of today."""
+    content = {k: v for k, v in sweep.spec.items() if k != "found"}
+    return SweepSpec.model_validate({**content, "budget": sweep.budget})
+
+
+def corpus_of(sweep: SweepRow) -> CorpusConfig:
+    """Where a sweep's corpus was when the sweep was made."""
+    return CorpusConfig.model_validate(sweep.spec["found"])

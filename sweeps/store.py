@@ -88,6 +88,7 @@ __all__ = [
     "database_url",
     "schema",
     "upgrade",
+    "without_password",
 ]
 
 _BUSY_SECONDS = 30
@@ -137,6 +138,32 @@ def database_url(url: str) -> URL:
     )
 
 
+def without_password(url: str) -> str:
+    """A database's URL as it may be printed and given again: PostgreSQL finds the password in the environment."""
+    return re.sub(r"^([\w+]+://[^:/@]*):[^@/]*@", r"\1@", url)
+
+
+@contextmanager
+def database_errors(url: str) -> Iterator[None]:
+    """Errors that say that the database is away become `DatabaseUnavailable`."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not (isinstance(error, OperationalError) or error.connection_invalidated):
+            raise
+        shown = make_url(url).render_as_string()
+        raise DatabaseUnavailable(shown, " ".join(str(error.orig).split())) from error
+
+
+def engine_options(url: str) -> dict[str, Any]:
+    """How every engine on our database is made: it notices a server that is gone, and waits for SQLite's writer."""
+    if make_url(url).get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": _BUSY_SECONDS}}
+    # A network that swallows packets must not hang a worker beyond its lease.
+    timeouts = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+    return {"pool_pre_ping": True, "connect_args": {**timeouts, "tcp_user_timeout": 20_000}}
+
+
 class Store:
     """Open `url`, making the file and its folder (SQLite), and the tables where there are none.
 
@@ -149,7 +176,7 @@ class Store:
     def __init__(self, url: str) -> None:
         address = database_url(url)
         self.url = address.render_as_string(hide_password=False)
-        self._engine = create_engine(address, pool_pre_ping=True)
+        self._engine = create_engine(address, **engine_options(self.url))
         try:
             if self._engine.name == "sqlite":
                 Path(address.database or "").parent.mkdir(parents=True, exist_ok=True)
@@ -438,7 +465,7 @@ class Store:
                 ).scalar_one()
             connection.execute(update(trials).where(trials.c.id == trial_id).values(**lease))
             claim = Claim(*connection.execute(select(*_CLAIM).where(trials.c.id == trial_id)).one())
-            _tell(connection, sweep_id, _of(claim, "claimed", worker=worker))
+            _tell(connection, sweep_id, _of(claim, "claimed"))
             return claim
 
     def set_hyperparameters(
@@ -747,6 +774,12 @@ class Store:
             mine = select(*_EVENT).where(events.c.sweep_id == sweep_id, events.c.id > after)
             return [EventRow(*row) for row in connection.execute(mine.order_by(events.c.id).limit(limit))]
 
+    def last_event(self, sweep_id: int) -> int:
+        """Id of the last event, 0 for none."""
+        with self._read() as connection:
+            last = connection.scalar(select(func.max(events.c.id)).where(events.c.sweep_id == sweep_id))
+        return last or 0
+
     # the mirror
 
     def pending(self, sweep_id: int, after: int = -1, limit: int = 50) -> list[Pending]:
@@ -808,7 +841,7 @@ class Store:
             sweep = _lock_sweep(connection, sweep_id)
             if (sweep.tracking, sweep.experiment_id) != place:
                 return None
-            known = sweep.facts.get(RANGE_TEST_RUN)
+            known: str | None = sweep.facts.get(RANGE_TEST_RUN)
             if trial_id is not None:
                 known = connection.scalar(select(trials.c.run_id).where(trials.c.id == trial_id).with_for_update())
             if known != instead_of:
@@ -817,7 +850,7 @@ class Store:
                 facts = {**sweep.facts, RANGE_TEST_RUN: run_id}
                 connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(facts=facts))
                 return run_id
-            connection.execute(update(trials).where(trials.c.id == trial_id).values(run_id=run_id))
+            connection.execute(update(trials).where(trials.c.id == trial_id).values(run_id=run_id, mirrored_revision=0))
             connection.execute(update(epochs).where(epochs.c.trial_id == trial_id).values(mirrored_at=None))
             return run_id
 
@@ -843,11 +876,8 @@ class Store:
 
     @contextmanager
     def _transaction(self, **options: Any) -> Iterator[Connection]:
-        try:
-            with self._engine.execution_options(**options).begin() as connection:
-                yield connection
-        except OperationalError as error:
-            raise self._unavailable(error.orig) from error
+        with database_errors(self.url), self._engine.execution_options(**options).begin() as connection:
+            yield connection
 
     def _read(self) -> AbstractContextManager[Connection]:
         return self._transaction()
@@ -872,8 +902,7 @@ class Store:
         _refuse_newer(self._engine.url, found)
         if not found.current:
             assert found.revision is not None
-            bare = self._engine.url.set(password=None).render_as_string()
-            command = f"sweeps db upgrade --database {bare}"
+            command = f"sweeps db upgrade --database {without_password(self.url)}"
             raise DatabaseOutdated(self._engine.url.render_as_string(), found.revision, found.needed, command)
 
     def _update_sweep(self, sweep_id: int, **values: Any) -> None:
@@ -993,7 +1022,7 @@ def upgrade(
 
 @contextmanager
 def _opened(address: URL, *pragmas: str) -> Iterator[Engine]:
-    engine = create_engine(address)
+    engine = create_engine(address, **engine_options(address.render_as_string()))
     try:
         if engine.name == "sqlite":
             _prepare_sqlite(engine, *pragmas)
@@ -1032,7 +1061,7 @@ def _refuse_while_kept(connection: Connection, stale_seconds: float, holder_is_d
 
 def _copied_beside(connection: Connection, revision: str) -> Path:
     """A copy of the SQLite file of a connection that holds its write lock: of what is committed, and nothing after."""
-    file = Path(connection.exec_driver_sql("PRAGMA database_list").one()[2])
+    file = Path(connection.exec_driver_sql("SELECT file FROM pragma_database_list WHERE name = 'main'").scalar_one())
     copy = file.with_name(f"{file.stem}-{revision}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}{file.suffix}")
     aside = copy.with_name(f".{copy.name}.part")
     try:
@@ -1126,8 +1155,8 @@ def _waiting_or_failed(reason: str | ColumnElement[str], max_attempts: int) -> d
     }
 
 
-def _of(claim: Claim, kind: str, text: str = "", worker: str | None = None, **data: Any) -> EventRow:
-    return EventRow(kind, text, claim.number, claim.attempt, worker, data)
+def _of(claim: Claim, kind: str, text: str = "", **data: Any) -> EventRow:
+    return EventRow(kind, text, claim.number, claim.attempt, claim.worker, data)
 
 
 def _tell(connection: Connection, sweep_id: int, event: EventRow) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import optuna
@@ -21,8 +22,10 @@ from scipy.stats import qmc
 from model.diagnosis import best_epoch, takeoff_epoch
 from model.types import EpochReport, Hyperparameters, mixed_seed
 from sweeps import states
+from sweeps.errors import DatabaseUnavailable
 from sweeps.records import TrialRow
 from sweeps.spec import FloatRange, IntRange, Range, SweepSpec
+from sweeps.store import database_errors, engine_options
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -164,31 +167,32 @@ class Study:
     """One sweep's record in Optuna's tables. Every write is idempotent: recovery is doing it again."""
 
     def __init__(self, database_url: str, spec: SweepSpec) -> None:
-        # SQLite: wait for a writer as long as our own store does.
-        postgres = database_url.startswith("postgresql")
-        engine = {"pool_pre_ping": True} if postgres else {"connect_args": {"timeout": 30}}
-        self._storage = optuna.storages.RDBStorage(database_url, engine_kwargs=engine)
-        self._study = optuna.create_study(
-            study_name=spec.name,
-            sampler=_Given({}),  # nobody asks here: `suggest` does
-            storage=self._storage,
-            load_if_exists=True,
-        )
+        self._url, self._name = database_url, spec.name
+        with self._reaching():
+            self._storage = optuna.storages.RDBStorage(database_url, engine_kwargs=engine_options(database_url))
+            self._study = optuna.create_study(
+                study_name=spec.name,
+                sampler=_Given({}),  # nobody asks here: `suggest` does
+                storage=self._storage,
+                load_if_exists=True,
+            )
         self._distributions = _distributions(spec.space.ranges())
 
     def close(self) -> None:
         """Give the connections back; each thread's own session goes with its thread."""
-        self._storage.remove_session()
+        with suppress(DatabaseUnavailable), self._reaching():  # away, there is nothing to give back
+            self._storage.remove_session()
         self._storage.engine.dispose()
 
     def register(self, number: int, name: str | None, values: Hyperparameters) -> int:
         """Begin a RUNNING Optuna trial with these values; returns its id."""
-        self._study.sampler = _Given(values)
-        trial = self._study.ask(self._distributions)
-        trial.set_user_attr("sweep_trial", number)
-        if name:
-            trial.set_user_attr("name", name)
-        return trial._trial_id
+        with self._reaching():
+            self._study.sampler = _Given(values)
+            trial = self._study.ask(self._distributions)
+            trial.set_user_attr("sweep_trial", number)
+            if name:
+                trial.set_user_attr("name", name)
+            return trial._trial_id
 
     def tell(self, trial: TrialRow, best_so_far: Mapping[int, float]) -> None:
         """End an Optuna trial as ours ended.
@@ -198,7 +202,11 @@ class Study:
             best_so_far: step (epoch) to best finite WER, for each step that is to be reported.
         """
         assert trial.optuna_trial_id is not None
-        record = optuna.Trial(self._study, trial.optuna_trial_id)
+        with self._reaching():
+            self._tell(trial, trial.optuna_trial_id, best_so_far)
+
+    def _tell(self, trial: TrialRow, optuna_trial_id: int, best_so_far: Mapping[int, float]) -> None:
+        record = optuna.Trial(self._study, optuna_trial_id)
         try:
             for step, wer in best_so_far.items():
                 with warnings.catch_warnings():  # a replay reports again what stands already
@@ -215,12 +223,34 @@ class Study:
         except optuna.exceptions.UpdateFinishedTrialError:
             return  # told before, or by another worker just now
 
-    def fail_orphans(self, known: Sequence[TrialRow]) -> None:
-        """End the RUNNING Optuna trials that none of our trials points to: a crash came between the two writes.
-
-        Only while no worker of the sweep lives.
+    def orphans(self, known: Sequence[TrialRow]) -> list[int]:
+        """Numbers of the RUNNING Optuna trials that none of our trials points to: a crash came between the two writes,
+        or a worker is between them just now.
         """
         ours = {trial.optuna_trial_id for trial in known}
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial._trial_id not in ours:
-                self._study.tell(trial.number, state=TrialState.FAIL)
+        with self._reaching():
+            running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial.number for trial in running if trial._trial_id not in ours]
+
+    def fail(self, numbers: Sequence[int]) -> None:
+        """End these Optuna trials as failed."""
+        with self._reaching():
+            for number in numbers:
+                self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def delete(self) -> None:
+        """Remove the study with its trials; nothing happens where it is gone."""
+        with self._reaching(), suppress(KeyError):
+            optuna.delete_study(study_name=self._name, storage=self._storage)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """
+        Raises:
+            DatabaseUnavailable: instead of the errors of Optuna and its database library.
+        """
+        try:
+            with database_errors(self._url):
+                yield
+        except optuna.exceptions.StorageInternalError as error:
+            raise DatabaseUnavailable(self._name, " ".join(str(error.__cause__ or error).split())) from error

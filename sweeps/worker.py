@@ -1,43 +1,70 @@
 """A worker: claims trials and trains them, an epoch at a time, until there is nothing left to claim.
 
 The numbered steps are those of docs/explanation/one-trial.md. Each is idempotent, so a worker that dies between any
-two loses at most the epoch in hand.
+two loses at most the epoch in hand. Steps 4 to 6 are judging.py's.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
+import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+
+import psutil
 
 from model.corpus.annotations import CorpusError
-from model.corpus.data import Corpus, CorpusConfig, load_corpus
-from model.diagnosis import DIVERGED_SHARE, TAKEOFF_MARGIN, best_epoch, is_best, phase_of, verdict_of
-from model.early_stopping import why_ended
-from model.types import EpochReport, Hyperparameters, Stopped, TrainingConfig
-from sweeps import checkpoints, pruning
-from sweeps.alarm import alarm
-from sweeps.audit import is_audited
-from sweeps.errors import LeaseLost, SweepError
+from model.corpus.data import Corpus, load_corpus
+from model.corpus.synthetic import generate
+from model.diagnosis import is_best
+from model.types import Hyperparameters, Stopped
+from sweeps import checkpoints, judging
+from sweeps.errors import CannotWork, DatabaseUnavailable, DiskTrouble, LeaseLost, SweepError, SweepNotFound
 from sweeps.lease import Lease
-from sweeps.optuna_pruners import decide_by
+from sweeps.patience import patiently, wait
 from sweeps.processes import obedient
-from sweeps.records import Claim, DecisionRow, EpochRow, SweepRow
-from sweeps.spec import FloatRange, NoPruner, Plateau, SweepSpec
+from sweeps.records import Claim, EventRow, SweepRow, WorkerRow
+from sweeps.settings import Home
+from sweeps.spec import FloatRange, SweepSpec, corpus_of, spec_of
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
 from sweeps.study import Study, suggest
-from sweeps.summary import config_of
-from sweeps.trainers import make_trainer, trainer_name
+from sweeps.trainers import load_trainer, make_trainer, trainer_name
 
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.5
+"""Between two looks for a trial; another worker's may come back."""
+
+SEEN_SECONDS = 10.0
+"""How often an idle worker says that it is there."""
+
+REST_SECONDS = 30.0
+"""Longest rest between two tries of a disk that is full, and after an attempt that failed."""
+
+RECYCLED = 75
+"""Exit code of a worker that wants to be started anew, to give back memory that it cannot free."""
+
+GROWTH_MIB = 1024
+"""A worker that holds so much more memory after a trial than after its first one is recycled."""
+
+VERSIONS = ("ctc-sweeps", "torch", "optuna", "numpy")
+
+NOT_RETRIED: tuple[tuple[type[Exception], str, str | None], ...] = (
+    (CorpusError, "data_fault", "data_fault"),
+    (ValueError, "bad_spec", None),
+    (TypeError, "bad_spec", None),
+)
+"""Errors that another attempt would meet again, with rule and verdict of the trial. Any other error is one of the
+attempt: memory, a device, a library."""
 
 
 @dataclass(frozen=True)
@@ -45,305 +72,367 @@ class Job:
     """What a worker process is told."""
 
     worker: str
-    """Its name on the trials it claims."""
+    """Its id: unique to one start of a process."""
     database_url: str
-    sweep: str
-    spec: SweepSpec
-    corpus: CorpusConfig
-    corpus_hash: str
-    sweep_key: str
-    """Unique to this sweep: another one of that name must not take its checkpoints."""
+    sweeps: tuple[str, ...]
+    """Names of the sweeps it works on, in order; empty: all that run."""
+    home: Home
     checkpoints: Path
-    scans: Path
+    """Folder with one folder a sweep; shared by machines, a trial goes on at another one where it was."""
     log: Path
     lease_seconds: float = 120.0
     trainer: str | None = None
     """`FILE.py:NAME` or `package.module:NAME` of a trainer that is not the built-in one."""
+    corpus: Path | None = None
+    """Where the corpus lies on this machine, if not where the sweep was made."""
+    until_done: bool = True
+    """Whether it ends once its sweeps have nothing left for it."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A sweep, with what its trials need."""
+
+    sweep: SweepRow
+    spec: SweepSpec
+    corpus: Corpus
+    study: Study
+
+    @property
+    def key(self) -> str:
+        """Unique to this sweep: another one of that name must not take its checkpoints."""
+        return f"{self.sweep.name}@{self.sweep.created_at:.3f}"
 
 
 def worker_process(job: Job, pipe: Connection) -> None:
     """A worker as a process of its own: logs to its file, stops when its pipe breaks or at SIGTERM."""
-    work(job, obedient(job.log, pipe))
+    if work(job, obedient(job.log, pipe)):
+        sys.exit(RECYCLED)
 
 
-def work(job: Job, stop: threading.Event) -> None:
-    """Claim and train until the sweep has nothing left for this worker, or `stop` is set."""
-    corpus = load_corpus(job.corpus, cache=job.scans)
-    if corpus.hash != job.corpus_hash:
-        raise ValueError(f"{corpus.folder}: changed since the sweep began; put it back, or begin another sweep")
-    with closing(Store(job.database_url)) as store, closing(Study(job.database_url, job.spec)) as study:
-        sweep = store.find_sweep(job.sweep)
-        assert sweep is not None
-        while not stop.is_set():
-            claim = store.claim(sweep.id, job.worker, job.lease_seconds)
-            if claim is not None:
-                log.info("trial %d claimed, attempt %d", claim.number, claim.attempt)
-                try:
-                    _run_trial(job, store, study, corpus, sweep, claim, stop)
-                except LeaseLost as error:
-                    log.warning("%s", error)
-                tell(store, study, sweep.id)
-                is_paused(job.spec, store, sweep)  # a trial that ended may be the one to alarm at
-            elif _over(store, sweep.id):
-                return
-            else:  # another worker's trial may yet come back
-                stop.wait(IDLE_SECONDS)
+def work(job: Job, stop: threading.Event) -> bool:
+    """Claim and train until there is nothing left, or `stop` is set; True if it ended to be started anew."""
+    store = patiently(lambda: Store(job.database_url), stop.is_set)
+    with closing(store):
+        patiently(lambda: store.register_worker(this_worker(job)), stop.is_set)
+        try:
+            return _Worker(job, store, stop).work()
+        except DatabaseUnavailable:
+            if not stop.is_set():
+                raise
+            log.warning("the database was away when the worker was stopped: its trial waits until its lease runs out")
+            return False
+        finally:
+            _forget(store, job.worker)
 
 
-def _over(store: Store, sweep_id: int) -> bool:
-    running = next(s for s in store.sweeps() if s.id == sweep_id).state is SweepState.RUNNING
-    return not running or not any(t.state is TrialState.RUNNING for t in store.trials(sweep_id))
+def this_worker(job: Job) -> WorkerRow:
+    """What the database keeps of this process."""
+    process = psutil.Process()
+    versions = {"python": sys.version.split()[0]} | {name: version(name) for name in VERSIONS}
+    return WorkerRow(job.worker, socket.gethostname(), process.pid, process.create_time(), _device(job), versions)
 
 
-def _run_trial(
-    job: Job, store: Store, study: Study, corpus: Corpus, sweep: SweepRow, claim: Claim, stop: threading.Event
-) -> None:
-    values = _ask(job.spec, store, study, sweep, claim)
-    config = job.spec.training(claim.number, values, claim.overrides)
+def _device(job: Job) -> str:
+    if job.trainer is not None:
+        return "its trainer's"
+    from model.ctc import pick_device
+
+    return str(pick_device("auto"))
+
+
+def _forget(store: Store, worker: str) -> None:
     try:
-        _train(job, store, corpus, sweep, claim, config, stop)
-    except (SweepError, OSError, CorpusError):
-        # The lease, the database, the disk: no fault of the trial. The worker ends, the trial waits for another.
-        raise
-    except Exception as error:  # a fault of this trial, not of the sweep: it is kept, with its reason
-        log.exception("trial %d failed", claim.number)
+        store.forget_worker(worker)
+    except DatabaseUnavailable as error:
+        log.warning("%s", error)  # it is forgotten once it was not seen for long
+
+
+class _Worker:
+    """The loop: which sweep, which trial, and what happens to the errors."""
+
+    def __init__(self, job: Job, store: Store, stop: threading.Event) -> None:
+        self._job, self._store, self._stop = job, store, stop
+        self._assignment: Assignment | None = None
+        self._refused: dict[str, str] = {}
+        """Sweeps that this worker cannot work on, and why."""
+        self._seen_at, self._first_rss, self._failures = time.monotonic(), 0, 0
+
+    def work(self) -> bool:
+        try:
+            while not self._stop.is_set():
+                found = patiently(self._next, self._stop.is_set)
+                if found is not None:
+                    self._train(*found)
+                    if self._has_grown():
+                        return True
+                elif self._job.until_done and patiently(self._done, self._stop.is_set):
+                    return False
+                else:
+                    self._idle()
+            return False
+        finally:
+            self._leave()
+
+    def _sweeps(self) -> list[SweepRow]:
+        """Those it works on, in the order in which it serves them."""
+        known = {sweep.name: sweep for sweep in self._store.sweeps()}
+        if missing := [name for name in self._job.sweeps if name not in known]:
+            raise SweepNotFound(missing[0], known)
+        return [known[name] for name in self._job.sweeps or known]
+
+    def _next(self) -> tuple[Assignment, Claim] | None:
+        """Step 1: a trial of the first sweep that has one."""
+        for sweep in self._sweeps():
+            if sweep.state is not SweepState.RUNNING or sweep.name in self._refused:
+                continue
+            try:
+                assignment = self._assigned(sweep)
+            except CannotWork as error:
+                self._refused[sweep.name] = str(error)
+                log.error("%s", error)
+                self._store.add_event(sweep.id, EventRow("worker_refused", str(error), worker=self._job.worker))
+                continue
+            claim = self._store.claim(sweep.id, self._job.worker, self._job.lease_seconds)
+            if claim is not None:
+                log.info("%s: trial %d claimed, attempt %d", sweep.name, claim.number, claim.attempt)
+                return assignment, claim
+        return None
+
+    def _assigned(self, sweep: SweepRow) -> Assignment:
+        if self._assignment is None or self._assignment.sweep.id != sweep.id:
+            self._leave()
+            self._assignment = assigned(self._job, sweep)
+        return self._assignment
+
+    def _leave(self) -> None:
+        if self._assignment is not None:
+            self._assignment.study.close()
+            self._assignment = None
+
+    def _done(self) -> bool:
+        """Whether nothing is left that could come back from another worker."""
+        for sweep in self._sweeps():
+            served = sweep.state is SweepState.RUNNING and sweep.name not in self._refused
+            trials = self._store.trials(sweep.id) if served else []
+            if any(trial.state is TrialState.RUNNING for trial in trials):
+                return False
+        return True
+
+    def _idle(self) -> None:
+        if time.monotonic() - self._seen_at > SEEN_SECONDS:
+            patiently(lambda: self._store.see_worker(self._job.worker), self._stop.is_set)
+            self._seen_at = time.monotonic()
+        wait(IDLE_SECONDS, self._stop.is_set)
+
+    def _train(self, assignment: Assignment, claim: Claim) -> None:
+        """Steps 2 to 6, and what becomes of the trial if they fail."""
+        job, store, stop = self._job, self._store, self._stop
+        try:
+            values = patiently(lambda: ask(assignment, store, claim), stop.is_set)
+            train(job, assignment, store, claim, values, stop)
+            self._failures = 0
+        except LeaseLost as error:
+            log.warning("%s", error)
+        except DatabaseUnavailable:
+            # The lease has lapsed, or the worker is to stop: whoever asks first when it is back has the trial.
+            self._give_back(claim, "the database was away")
+            if stop.is_set():
+                raise
+        except DiskTrouble as error:
+            self._give_back(claim, str(error))
+            self._rest_until(partial(checkpoints.has_room, error.folder, error.size))
+        except SweepError:
+            raise
+        except Exception as error:
+            log.exception("trial %d failed", claim.number)
+            patiently(partial(self._failed, claim, error), stop.is_set)
+            self._failures += 1
+            wait(min(REST_SECONDS, 2.0 ** (self._failures - 1) - 1), stop.is_set)
+        else:
+            patiently(lambda: self._tell(assignment), stop.is_set)
+
+    def _tell(self, assignment: Assignment) -> None:
+        judging.tell(self._store, assignment.study, assignment.sweep.id)
+        judging.is_paused(assignment.spec, self._store, assignment.sweep)  # the trial may be the one to alarm at
+
+    def _failed(self, claim: Claim, error: Exception) -> None:
+        """A fault of this trial or of this attempt, kept with its reason."""
         words = " ".join(str(error).replace("\0", "").split())[:500]  # PostgreSQL takes no NUL
-        reason = f"{type(error).__name__}: {words} (the worker's log has more: {job.log.name})"
-        store.finish(claim, TrialState.FAILED, verdict=None, reason=reason, rule="fault", evidence={})
+        reason = f"{type(error).__name__}: {words} (the worker's log has more: {self._job.log.name})"
+        try:
+            for kind, rule, verdict in NOT_RETRIED:
+                if isinstance(error, kind):
+                    self._store.finish(claim, TrialState.FAILED, verdict, reason, rule, {})
+                    return
+            self._store.attempt_failed(claim, reason)
+        except LeaseLost as lost:
+            log.warning("%s", lost)
+
+    def _give_back(self, claim: Claim, reason: str) -> None:
+        try:
+            patiently(lambda: self._store.hand_back(claim, reason), self._stop.is_set)
+        except LeaseLost as error:
+            log.warning("%s", error)
+
+    def _rest_until(self, ready: Callable[[], bool]) -> None:
+        pause = 1.0
+        while not self._stop.is_set() and not ready():
+            wait(pause, self._stop.is_set)
+            pause = min(2 * pause, REST_SECONDS)
+
+    def _has_grown(self) -> bool:
+        held = psutil.Process().memory_info().rss
+        self._first_rss = self._first_rss or held
+        grown = (held - self._first_rss) >> 20
+        if grown > GROWTH_MIB:
+            log.warning("holds %d MiB more than after its first trial: to be started anew", grown)
+        return grown > GROWTH_MIB
 
 
-def _ask(spec: SweepSpec, store: Store, study: Study, sweep: SweepRow, claim: Claim) -> Hyperparameters:
+def assigned(job: Job, sweep: SweepRow) -> Assignment:
+    """Read the sweep's corpus and open its study.
+
+    Raises:
+        CannotWork: its corpus is not here or is another one, or its trainer was not named to this worker.
+    """
+    spec, config, facts = spec_of(sweep), corpus_of(sweep), sweep.facts
+    used, given = facts.get("trainer", trainer_name(None)), trainer_name(job.trainer)
+    if used != given:
+        way_out = "leave --trainer out" if used == trainer_name(None) else f"name {used} with --trainer"
+        raise CannotWork(sweep.name, f"it is trained by {used}, and this worker has {given}: {way_out}")
+    if job.corpus is not None:
+        config = config.model_copy(update={"path": job.corpus})
+    try:
+        if spec.corpus.generated is not None and job.corpus is None and not config.path.exists():
+            config = config.model_copy(update={"path": generate(spec.corpus.generated, job.home.corpora)})
+        corpus = load_corpus(config, cache=job.home.scans)
+    except CorpusError as error:
+        raise CannotWork(sweep.name, str(error)) from error
+    if corpus.hash != facts["corpus_hash"]:
+        raise CannotWork(
+            sweep.name, f"{corpus.folder}: changed since the sweep began; put it back, or begin another sweep"
+        )
+    # Seconds of imports, during which nobody could renew a lease: before there is one.
+    load_trainer(job.trainer)
+    checkpoints.load_torch()
+    return Assignment(sweep, spec, corpus, Study(job.database_url, spec))
+
+
+def ask(assignment: Assignment, store: Store, claim: Claim) -> Hyperparameters:
     """Step 2: the trial's hyperparameters, on our row first and with Optuna if the sampler may know of them."""
-    values = claim.hyperparameters or _suggested(spec, store, sweep, claim)
+    values = claim.hyperparameters or suggested(assignment.spec, store, assignment.sweep, claim)
     if claim.optuna_trial_id is None:
-        optuna_trial_id = study.register(claim.number, claim.name, values) if claim.in_space else None
+        optuna_trial_id = assignment.study.register(claim.number, claim.name, values) if claim.in_space else None
         store.set_hyperparameters(claim, dict(values), optuna_trial_id)
     return values
 
 
-def _suggested(spec: SweepSpec, store: Store, sweep: SweepRow, claim: Claim) -> Hyperparameters:
+def suggested(spec: SweepSpec, store: Store, sweep: SweepRow, claim: Claim) -> Hyperparameters:
+    """What the sampler says to try, after all that is known of the sweep's other trials."""
+    sweep = judging.reread(store, sweep)
     curves = {trial: [row.report() for row in rows] for trial, rows in store.sweep_epochs(sweep.id).items()}
-    bounds = _reread(store, sweep).facts.get("learning_rate_bounds")  # those of a range test or of an alarm, if any
+    bounds = sweep.facts.get("learning_rate_bounds")  # those of a range test or of an alarm, if any
     rates = bounds and FloatRange(low=bounds["low"], high=bounds["high"], log=spec.space.learning_rate.log)
     siblings = store.trials(sweep.id)
     return suggest(spec, claim.number, siblings, curves, sweep.floors.constant_wer, learning_rate=rates)
 
 
-def _reread(store: Store, sweep: SweepRow) -> SweepRow:
-    found = store.find_sweep(sweep.name)
-    assert found is not None
-    return found
-
-
-def _train(
-    job: Job,
-    store: Store,
-    corpus: Corpus,
-    sweep: SweepRow,
-    claim: Claim,
-    config: TrainingConfig,
-    stop: threading.Event,
+def train(
+    job: Job, assignment: Assignment, store: Store, claim: Claim, values: Hyperparameters, stop: threading.Event
 ) -> None:
-    constant_wer = sweep.floors.constant_wer
-    trainer = make_trainer(job.trainer, config, corpus)
-    identity = {
-        "sweep": job.sweep_key,
-        "corpus": job.corpus_hash,
-        "trainer": trainer_name(job.trainer),
-        **config.model_dump(),
-    }
-    files = checkpoints.trial_files(job.checkpoints, claim.number)
-    reports = checkpoints.resume(files, identity, trainer)
-    record(store, claim, reports, constant_wer)
-    with Lease(store, claim, job.lease_seconds, lambda: trainer.step) as lease:
-        # Step 5 comes before the next epoch, not after the last: a trial that comes back is judged again.
-        while not finish_if_over(job.spec, store, sweep, claim, config, reports):
-            if stop.is_set():
-                store.hand_back(claim, "interrupted")
-                return
-            if is_paused(job.spec, store, sweep):
-                store.hand_back(claim, "the sweep is paused")
-                return
-            if not store.reserve_epoch(claim, trainer.epoch + 1):
-                store.hand_back(claim, "the sweep's budget is spent")
-                return
+    """Steps 3 to 6, until the trial is over or handed back.
+
+    While the database is away it trains on, as long as its lease would last and no budget has to be asked.
+
+    Raises:
+        LeaseLost: another worker may have the trial.
+        DatabaseUnavailable: it was away until the lease had run out, or until `stop` was set.
+        DiskTrouble: a checkpoint could not be written.
+    """
+    spec, sweep = assignment.spec, assignment.sweep
+    config = spec.training(claim.number, values, claim.overrides)
+    folder = job.checkpoints / sweep.name
+    limited = sweep.budget.get("total_epochs") is not None or sweep.budget.get("hours") is not None
+    with Lease(store, claim, job.lease_seconds, stop) as lease:
+        trainer = make_trainer(job.trainer, config, assignment.corpus)
+        identity = {
+            "sweep": assignment.key,
+            "corpus": assignment.corpus.hash,
+            "trainer": trainer_name(job.trainer),
+            **config.model_dump(),
+        }
+        reports = checkpoints.resume(folder, claim.number, claim.attempt, identity, trainer)
+        files = checkpoints.trial_files(folder, claim.number, claim.attempt)
+        run = f"{sweep.name}/{claim.name or claim.number}"
+        first = min(claim.epochs, len(reports))  # judged as well: a crash may have come between steps 4 and 5
+        while True:
+            try:
+                # Step 5 comes before the next epoch, not after the last: a trial that comes back is judged again.
+                state = judging.judge_all(spec, store, sweep, claim, config, reports, first)
+                if state is not None:
+                    checkpoints.settle(folder, claim.number, state)
+                    return
+                first = len(reports) + 1
+                if reason := _why_not_on(spec, store, sweep, claim, trainer.epoch + 1, stop):
+                    store.hand_back(claim, reason)
+                    return
+            except DatabaseUnavailable as error:
+                if limited or stop.is_set() or lease.over:
+                    _wait_for(store, lease, stop)
+                    continue
+                log.warning("%s; training on", error)
             # Step 3
             try:
-                report = trainer.train_epoch(lambda: stop.is_set() or lease.lost.is_set())
+                report = trainer.train_epoch(lease.should_stop)
             except Stopped:
-                if lease.lost.is_set():
-                    raise LeaseLost(claim.number, claim.attempt) from None
-                store.hand_back(claim, "interrupted")
+                _stopped(store, claim, lease)
                 return
-            if not store.renew(claim, job.lease_seconds):  # another worker's checkpoints must not be written over
-                raise LeaseLost(claim.number, claim.attempt)
+            if lease.over:
+                _stopped(store, claim, lease)
+                return
             better = is_best(report.wer, [r.wer for r in reports])
             reports.append(report)
-            run = f"{job.sweep}/{claim.name or claim.number}"
-            checkpoints.save(files, run, identity, trainer, config, corpus, reports, better=better)
-            # Step 4
-            record(store, claim, reports[-1:], constant_wer, before=reports[:-1])
+            try:
+                checkpoints.save(files, run, identity, trainer, config, assignment.corpus, reports, better=better)
+                checkpoints.forget_earlier(folder, claim.number, claim.attempt)
+            except OSError as error:
+                raise DiskTrouble(folder, _size(files), error) from error
 
 
-def record(
-    store: Store,
-    claim: Claim,
-    reports: Sequence[EpochReport],
-    constant_wer: float,
-    before: Sequence[EpochReport] = (),
-) -> None:
-    """Step 4: the epoch rows, each with the phase the run was in; rows that are there already stay."""
-    wers = [r.wer for r in before]
-    rows = []
-    for report in reports:
-        wers.append(report.wer)
-        rows.append(EpochRow.of(report, phase_of(wers, constant_wer)))
-    if rows:
-        store.record(claim, rows)
+def _why_not_on(spec: SweepSpec, store: Store, sweep: SweepRow, claim: Claim, epoch: int, stop: threading.Event) -> str:
+    """Why the trial is handed back instead of trained further; empty if it goes on."""
+    if stop.is_set():
+        return "interrupted"
+    if judging.is_paused(spec, store, sweep):
+        return f"the sweep is {judging.reread(store, sweep).state}"
+    if not store.reserve_epoch(claim, epoch):
+        return "the sweep's budget is spent"
+    return ""
 
 
-ENDINGS = {
-    "epochs": "trained all its {epochs} epochs",
-    "patience": "stopped after {patience} epochs without a better WER (patience, counted from {patience_starts})",
-}
-VERDICTS = {"learned": "Learned", "never_learned": "Never learned", "collapsed": "Learned, then lost it"}
+def _wait_for(store: Store, lease: Lease, stop: threading.Event) -> None:
+    """Wait until the database is back.
 
-
-def finish_if_over(
-    spec: SweepSpec,
-    store: Store,
-    sweep: SweepRow,
-    claim: Claim,
-    config: TrainingConfig,
-    reports: Sequence[EpochReport],
-) -> bool:
-    """Steps 5 and 6: end the trial if it has ended by itself or is to be pruned; says whether it is over.
-
-    A trial that is condemned and audited goes on, and no rule is asked about it again.
+    Raises:
+        LeaseLost, DatabaseUnavailable: see `train`.
     """
-    constant_wer = sweep.floors.constant_wer
-    wers = [r.wer for r in reports]
-    ended = why_ended(reports, config, constant_wer)
-    if ended == "diverged":
-        _stop(store, sweep, claim, _diverged(reports[-1]))
-        return True
-    condemned = store.decision(claim.trial_id)
-    if ended is not None:
-        verdict = verdict_of(wers, constant_wer)
-        best = best_epoch(wers)
-        result = f"best WER {best[1]:.1%} at epoch {best[0]}" if best else "no finite WER"
-        floor = f"the best constant sentence scores {constant_wer:.1%}"
-        how = ENDINGS[ended].format(**config.model_dump())
-        reason = f"{VERDICTS[verdict]}: {how}; {result}, {floor}."
-        if condemned:
-            reason += f" Audited: the rule {condemned.rule} would have stopped it at epoch {condemned.epoch}."
-        evidence = {"constant_wer": constant_wer, "epochs": len(reports)}
-        store.finish(claim, TrialState.COMPLETE, verdict=verdict, reason=reason, rule=ended, evidence=evidence)
-        return True
-    if isinstance(spec.pruner, NoPruner) or not reports or condemned:
-        return False
-    trial = pruning.History(claim.number, reports, config, constant_wer)
-    siblings = histories(spec, store, sweep, without=claim.trial_id)
-    if isinstance(spec.pruner, Plateau):
-        decision = pruning.decide(
-            trial,
-            siblings,
-            sweep.floors,
-            dev_sequences=sweep.facts.get("dev_sequences"),
-            grace_epochs=spec.pruner.grace_epochs,
-        )
+    patiently(store.now, lambda: stop.is_set() or lease.over)
+
+
+def _stopped(store: Store, claim: Claim, lease: Lease) -> None:
+    """The epoch in hand was dropped, for one of these reasons."""
+    if lease.lost.is_set():
+        raise LeaseLost(claim.number, claim.attempt)
+    if lease.cancelled.is_set():
+        store.finish(claim, TrialState.CANCELLED, None, "the sweep was cancelled", "cancelled", {})
+    elif lease.lapsed.is_set():
+        store.hand_back(claim, "its lease ran out while the database was away, or while nothing moved")
     else:
-        decision = decide_by(spec.pruner, trial, siblings, study_name=sweep.name)
-    if decision is None:
-        return False
-    if is_audited(spec.seed, claim.number, spec.pruner.audit_share):
-        log.info("trial %d condemned, and audited: %s", claim.number, decision.reason)
-        store.audit(claim, DecisionRow(claim.trial_id, claim.number, action="audited", **_fields(decision)))
-        return False
-    _stop(store, sweep, claim, decision)
-    return True
+        store.hand_back(claim, "interrupted")
 
 
-def _diverged(last: EpochReport) -> pruning.Decision:
-    rate = last.metrics.get("optim/lr")
-    return pruning.Decision(
-        "diverged",
-        "diverged",
-        f"Diverged: {last.skipped_steps} of {last.steps_in_epoch} steps of epoch {last.epoch} were not finite"
-        f"{f' at learning rate {rate:.2g}' if rate else ''}.",
-        f"At most {DIVERGED_SHARE:.0%} of the steps would have kept it: try a lower learning rate.",
-        last.epoch,
-        {"steps": last.steps_in_epoch, "skipped_steps": last.skipped_steps},
-        {"share": DIVERGED_SHARE},
-    )
-
-
-def _stop(store: Store, sweep: SweepRow, claim: Claim, decision: pruning.Decision) -> None:
-    log.info("trial %d pruned: %s", claim.number, decision.reason)
-    store.finish(
-        claim,
-        TrialState.PRUNED,
-        verdict=decision.verdict,
-        reason=f"{decision.reason} {decision.counterfactual}",
-        rule=decision.rule,
-        evidence={**decision.evidence, "constant_wer": sweep.floors.constant_wer},
-        decision=DecisionRow(claim.trial_id, claim.number, action="stopped", **_fields(decision)),
-    )
-
-
-def _fields(decision: pruning.Decision) -> dict[str, Any]:
-    return {**asdict(decision), "siblings": list(decision.siblings)}
-
-
-def is_paused(spec: SweepSpec, store: Store, sweep: SweepRow) -> bool:
-    """Whether the sweep is to go on no further for now. Where nothing takes off it alarms here, once."""
-    sweep = _reread(store, sweep)
-    if sweep.state is not SweepState.RUNNING:
-        return True
-    trials = store.trials(sweep.id)
-    took_off = sweep.floors.constant_wer - TAKEOFF_MARGIN
-    if "alarm" in sweep.facts or any(t.best_wer is not None and t.best_wer <= took_off for t in trials):
-        return False
-    failed = {trial.number for trial in trials if trial.state is TrialState.FAILED}
-    seen = [history for history in histories(spec, store, sweep) if history.number not in failed]
-    found = alarm(seen, sweep.floors, sweep.budget["trials"], sweep.facts.get("dev_sequences"))
-    if found is None:
-        return False
-    cause = found.cause.replace("_", " ")
-    reason = f"nothing takes off (likely cause: {cause}); run it again to go on all the same"
-    pause = spec.on_alarm == "pause"
-    if store.raise_alarm(sweep.id, found.as_json(), reason if pause else None):
-        log.warning("the sweep alarms: %s", found.sentence)
-    return pause
-
-
-def histories(spec: SweepSpec, store: Store, sweep: SweepRow, without: int | None = None) -> list[pruning.History]:
-    """The sweep's trials as the rules see them, but for the one with the id `without`."""
-    rows = store.sweep_epochs(sweep.id)
-    return [
-        pruning.History(
-            trial.number,
-            [row.report() for row in rows[trial.id]],
-            config_of(spec, trial),
-            sweep.floors.constant_wer,
-            ended=trial.state.terminal,
-            stopped=trial.state.terminal and trial.state is not TrialState.COMPLETE,
-        )
-        for trial in store.trials(sweep.id)
-        if trial.id != without and rows.get(trial.id)
-    ]
-
-
-def tell(store: Store, study: Study, sweep_id: int) -> None:
-    """Step 6, second half: Optuna hears of every finished trial it has not heard of."""
-    for trial in store.untold(sweep_id):
-        study.tell(trial, best_at_rungs([row.report() for row in store.epochs(trial.id)]))
-        store.mark_told(trial.id)
-
-
-def best_at_rungs(reports: Sequence[EpochReport]) -> dict[int, float]:
-    """Epoch to best finite WER until then, at epochs 1, 2, 4, 8, ... and the last: what Optuna's record keeps."""
-    wers = [r.wer for r in reports]
-    rungs = [r.epoch for r in reports if r.epoch & (r.epoch - 1) == 0 or r is reports[-1]]
-    best = {epoch: best_epoch(wers[:epoch]) for epoch in rungs}
-    return {epoch: found[1] for epoch, found in best.items() if found}
+def _size(files: object) -> int:
+    """Bytes that a checkpoint of the trial takes, as far as there is one."""
+    sizes: Sequence[int] = [path.stat().st_size for path in vars(files).values() if path.exists()]
+    return 2 * max(sizes, default=1 << 20)

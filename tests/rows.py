@@ -54,9 +54,11 @@ def sweep_row(**fields: Any) -> SweepRow:
         "reason": "",
         "runner": None,
         "runner_beat_at": None,
+        "tracking": None,
         "experiment_id": None,
         "created_at": 0.0,
         "started_at": None,
+        "resumed_at": None,
         "finished_at": None,
         "seconds": 12.34,
     }

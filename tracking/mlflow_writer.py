@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import posixpath
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.entities import RunStatus as MlflowStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from requests import RequestException
 
+from tracking.artifacts import artifact_name, placed
 from tracking.links import without_credentials
 from tracking.server import ARTIFACTS, store_path
 from tracking.writer import (
@@ -36,11 +38,13 @@ _DESCRIPTION_TAG = "mlflow.note.content"
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
-def open_experiment(tracking_uri: str, name: str) -> ExperimentWriter:
+def open_experiment(tracking_uri: str, name: str, known_as: str | None = None) -> ExperimentWriter:
     """The experiment called `name`, created if there is none.
 
     Args:
         tracking_uri: `http(s)://...` of a server, or `sqlite:///...` of MLflow's database.
+        known_as: what the server is called for good, where the address is one for today (a local server's port): the
+            URI of its database. Default: the address.
 
     Raises:
         TrackingUnavailable: the server or the database cannot be reached; also by every later call.
@@ -57,19 +61,38 @@ def open_experiment(tracking_uri: str, name: str) -> ExperimentWriter:
                     raise
             experiment = client.get_experiment_by_name(name)
         assert experiment is not None
+    tracking = known_as or without_credentials(tracking_uri)
     if experiment.lifecycle_stage != "active":
         raise TrackingRefused(
-            f"MLflow experiment {name!r} at {without_credentials(tracking_uri)} is deleted: rename the sweep, or "
-            f"restore the experiment with `mlflow experiments restore --experiment-id {experiment.experiment_id}` "
-            "(MLFLOW_TRACKING_URI set to this address)"
+            f"MLflow experiment {name!r} at {tracking} is deleted: restore it with "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}` (MLFLOW_TRACKING_URI set to this "
+            "address), or run the sweep under another name"
         )
-    return _MlflowExperiment(client, tracking_uri, str(experiment.experiment_id))
+    return _MlflowExperiment(client, tracking_uri, tracking, str(experiment.experiment_id))
+
+
+def delete_experiment(tracking_uri: str, experiment_id: str) -> None:
+    """Move an experiment to MLflow's bin, from which it can be restored; nothing happens where it is there or gone.
+
+    Raises:
+        TrackingUnavailable: the server or the database cannot be reached.
+        TrackingRefused: it does not allow that.
+    """
+    with _translated(tracking_uri):
+        client = MlflowClient(tracking_uri)
+        try:
+            if client.get_experiment(experiment_id).lifecycle_stage == "active":
+                client.delete_experiment(experiment_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
 
 
 class _MlflowExperiment:
-    def __init__(self, client: MlflowClient, tracking_uri: str, experiment_id: str) -> None:
+    def __init__(self, client: MlflowClient, tracking_uri: str, tracking: str, experiment_id: str) -> None:
         self._client = client
         self._tracking_uri = tracking_uri
+        self.tracking = tracking
         self.experiment_id = experiment_id
 
     def describe(self, markdown: str) -> None:
@@ -82,26 +105,73 @@ class _MlflowExperiment:
 
     def run(self, key: str, name: str, start_time_ms: int, tags: Mapping[str, str] = NO_TAGS) -> RunWriter:
         with _translated(self._tracking_uri):
-            run_id = self._find(key) or self._create(key, name, start_time_ms, tags)
-        return _MlflowRun(self._client, self._tracking_uri, run_id)
-
-    def _find(self, key: str) -> str | None:
-        found = self._search(key)
-        return found[0] if found else None
+            found = self._search(key)
+            run_id = min(found) if found else self._create(key, name, start_time_ms, tags)
+        return self.existing(run_id)
 
     def _create(self, key: str, name: str, start_time_ms: int, tags: Mapping[str, str]) -> str:
-        all_tags = {label: cut(value) for label, value in tags.items()} | {_KEY_TAG: _quoted(key)}
-        self._client.create_run(self.experiment_id, start_time_ms, all_tags, run_name=cut(name, MAX_NAME_LENGTH))
-        # A request that was retried because its answer got lost has made two runs: everybody keeps the same one.
-        kept, *surplus = self._search(key)
-        for twin in surplus:
-            self._client.delete_run(twin)
-        self._client.update_run(kept, status="SCHEDULED")  # MLflow creates every run as RUNNING
-        return kept
+        all_tags = {label: cut(value) for label, value in tags.items()} | {_KEY_TAG: _quote(key)}
+        run = self._client.create_run(self.experiment_id, start_time_ms, all_tags, run_name=cut(name, MAX_NAME_LENGTH))
+        self._client.update_run(run.info.run_id, status="SCHEDULED")  # MLflow creates every run as RUNNING
+        return str(run.info.run_id)
 
-    def _search(self, key: str) -> list[str]:
-        runs = self._client.search_runs([self.experiment_id], f"tags.{_KEY_TAG} = '{_quoted(key)}'")
-        return sorted(str(run.info.run_id) for run in runs)
+    def existing(self, run_id: str) -> RunWriter:
+        return _MlflowRun(self._client, self._tracking_uri, run_id)
+
+    def settle(self, key: str, run_id: str) -> RunWriter:
+        # Another caller's, or a twin: a request that was sent again because its answer got lost has made two.
+        with _translated(self._tracking_uri):
+            for other in self._search(key) - {run_id}:
+                self._delete(other)
+        return self.existing(run_id)
+
+    def holds(self, run_id: str) -> bool:
+        with _translated(self._tracking_uri):
+            try:
+                return bool(self._client.get_run(run_id).info.experiment_id == self.experiment_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return False
+
+    def unfinished(self) -> Mapping[str, str]:
+        with _translated(self._tracking_uri):
+            return {
+                str(run.info.run_id): unquote(run.data.tags.get(_KEY_TAG, ""))
+                for status in ("RUNNING", "SCHEDULED")
+                for run in self._all(f"attributes.status = '{status}'")
+            }
+
+    def delete(self, run_id: str) -> None:
+        with _translated(self._tracking_uri):
+            self._delete(run_id)
+
+    def download_artifact(self, run_id: str, path: str, to_folder: Path) -> Path | None:
+        target = to_folder / artifact_name(path)
+        with _translated(self._tracking_uri):
+            there = self._client.list_artifacts(run_id, posixpath.dirname(path) or None)
+            if not any(file.path == path and not file.is_dir for file in there):
+                return None
+            with placed(target) as aside:
+                Path(self._client.download_artifacts(run_id, path, str(aside.parent))).replace(aside)
+        return target
+
+    def _search(self, key: str) -> set[str]:
+        return {str(run.info.run_id) for run in self._all(f"tags.{_KEY_TAG} = '{_quote(key)}'")}
+
+    def _all(self, search: str) -> Iterator[Run]:
+        token: str | None = ""
+        while token is not None:
+            page = self._client.search_runs([self.experiment_id], search, page_token=token or None)
+            yield from page
+            token = page.token or None
+
+    def _delete(self, run_id: str) -> None:
+        try:
+            self._client.delete_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
 
 
 class _MlflowRun:
@@ -154,7 +224,7 @@ class _MlflowRun:
             self._client.log_batch(self.run_id, **entities)
 
 
-def _quoted(key: str) -> str:
+def _quote(key: str) -> str:
     """`key` without the characters that MLflow's search language cannot escape; two keys never become one."""
     return quote(key, safe="/:@ +=,")
 

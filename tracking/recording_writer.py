@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from tracking.writer import ENDED, MAX_NAME_LENGTH, NO_TAGS, EpochPoint, RunStatus, TrackingRefused, cut
+from tracking.artifacts import artifact_name, placed
+from tracking.writer import (
+    ENDED,
+    MAX_NAME_LENGTH,
+    NO_TAGS,
+    EpochPoint,
+    RunStatus,
+    TrackingRefused,
+    cut,
+)
 
 
 @dataclass
@@ -67,9 +76,11 @@ class RecordingExperiment:
 
     name: str = "recorded"
     experiment_id: str = "1"
+    tracking: str = "memory"
     description: str = ""
     tags: dict[str, str] = field(default_factory=dict)
     runs: dict[str, RecordingRun] = field(default_factory=dict)
+    deleted: list[RecordingRun] = field(default_factory=list)
 
     def describe(self, markdown: str) -> None:
         self.description = cut(markdown)
@@ -83,6 +94,34 @@ class RecordingExperiment:
             run.set_tags(tags)
             self.runs[key] = run
         return self.runs[key]
+
+    def existing(self, run_id: str) -> RecordingRun:
+        found = next((run for run in self.runs.values() if run.run_id == run_id), None)
+        if found is None:
+            raise TrackingRefused(f"there is no run {run_id}")
+        return found
+
+    def settle(self, key: str, run_id: str) -> RecordingRun:
+        return self.existing(run_id)  # here no key has two runs
+
+    def holds(self, run_id: str) -> bool:
+        return any(run.run_id == run_id for run in [*self.runs.values(), *self.deleted])
+
+    def unfinished(self) -> Mapping[str, str]:
+        return {run.run_id: run.key for run in self.runs.values() if run.status not in ENDED}
+
+    def delete(self, run_id: str) -> None:
+        for run in [run for run in self.runs.values() if run.run_id == run_id]:
+            self.deleted.append(self.runs.pop(run.key))
+
+    def download_artifact(self, run_id: str, path: str, to_folder: Path) -> Path | None:
+        target = to_folder / artifact_name(path)
+        content = self.existing(run_id).artifacts.get(path)
+        if content is None:
+            return None
+        with placed(target) as aside:
+            aside.write_bytes(content)
+        return target
 
 
 def _now_ms() -> int:

@@ -21,13 +21,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlsplit
 
 import psutil
+from filelock import FileLock
 
 from tracking.links import without_credentials
 from tracking.writer import TrackingUnavailable
+
+if TYPE_CHECKING:
+    from requests import Response
 
 LOOPBACK = "127.0.0.1"
 DATABASE = "mlflow.db"
@@ -35,6 +39,7 @@ ARTIFACTS = "mlartifacts"
 START_SECONDS = 120.0
 STOP_SECONDS = 5.0
 """What a process gets between the request to end and the kill."""
+_WAY_OUT = "start it, correct the address, or leave it out for a local server"
 
 
 class ServerDidNotStart(RuntimeError):
@@ -98,15 +103,54 @@ def store_path(uri: str) -> Path:
 class LocalServer:
     """A running server. Made by `local_server`."""
 
-    def __init__(self, url: str, supervisor: subprocess.Popen[bytes]) -> None:
-        self.url = url
-        self._supervisor = supervisor
-        self._tree = psutil.Process(supervisor.pid).children(recursive=True)
+    def __init__(self, folder: Path, port: int) -> None:
+        self._folder = folder
+        self._stopped = False
+        self._one_at_a_time = threading.Lock()
+        self._tree: list[psutil.Process] = []
+        self.url = self._start(port)
+
+    def ensure_alive(self) -> None:
+        """Start the server again, in the same folder and on the same port, if it has died. A look costs nothing.
+
+        Raises:
+            TrackingUnavailable: it does not start, or was stopped.
+        """
+        with self._one_at_a_time:
+            if self._supervisor.poll() is None:
+                return
+            if self._stopped:
+                raise TrackingUnavailable(f"the local MLflow server at {self.url} was stopped")
+            _stop_supervisor(self._supervisor)
+            _end(self._tree)  # what a killed supervisor has left: nobody would end it with this process
+            port = int(self.url.rpartition(":")[2])
+            try:
+                _refuse_taken_port(port)
+                self._start(port)
+            except ServerDidNotStart as error:
+                raise TrackingUnavailable(f"the local MLflow server died and does not start again: {error}") from error
 
     def stop(self) -> None:
         """End the server and every process of its tree; a second call does nothing."""
-        _stop_supervisor(self._supervisor)
-        _end(self._tree)  # what a killed supervisor has left
+        self._stopped = True
+        _stop_supervisor(self._supervisor)  # a start that is under way ends with it
+        with self._one_at_a_time:
+            _stop_supervisor(self._supervisor)
+            _end(self._tree)
+
+    def _start(self, port: int) -> str:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _prepare_database(self._folder / DATABASE)
+        log = self._folder / f"server-{os.getpid()}.log"  # one a process: the port is read from it
+        log_start = log.stat().st_size if log.exists() else 0
+        self._supervisor = _start_supervisor(self._folder, port, log)
+        try:
+            url = _wait_until_healthy(self._supervisor, log, log_start)
+        except BaseException:
+            _stop_supervisor(self._supervisor)
+            raise
+        self._tree = psutil.Process(self._supervisor.pid).children(recursive=True)
+        return url
 
 
 @contextmanager
@@ -122,20 +166,13 @@ def local_server(folder: Path, *, port: int | None = None) -> Iterator[LocalServ
     Raises:
         ServerDidNotStart: the port is taken, the database is no database, ...
     """
-    folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / f"server-{os.getpid()}.log"  # one a process: the port is read from it
     if port is not None:
         _refuse_taken_port(port)
-    _prepare_database(folder / DATABASE)
     _reach_loopback_without_proxy()
-    log_start = log.stat().st_size if log.exists() else 0
-    supervisor = _start_supervisor(folder, port or 0, log)
-    try:
-        server = LocalServer(_wait_until_healthy(supervisor, log, log_start), supervisor)
-    except BaseException:
-        _stop_supervisor(supervisor)
-        raise
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "starting.lock"):  # two that make the tables of one new database at once both fail
+        server = LocalServer(folder, port or 0)
     try:
         yield server
     finally:
@@ -171,28 +208,20 @@ def check_server(uri: str, timeout: float = 10) -> None:
         )
 
 
-def _check_http(uri: str, timeout: float) -> None:
-    from mlflow.exceptions import MlflowException
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
+def server_version(uri: str, timeout: float = 10) -> str:
+    """The version of the MLflow server at `http(s)://...`; empty where it does not say.
 
-    where = without_credentials(uri)
-    way_out = "start it, correct the address, or leave it out for a local server"
-    try:
-        # Not /health: that one answers without a password and to every host name.
-        answer = http_request(  # type: ignore[no-untyped-call]
-            get_default_host_creds(uri),  # type: ignore[no-untyped-call]
-            "/api/2.0/mlflow/experiments/search",
-            "GET",
-            max_retries=0,
-            raise_on_status=False,
-            timeout=timeout,
-            params={"max_results": 1},
-        )
-    except MlflowException:  # not chained: its text may show the URI's password
-        raise TrackingUnavailable(
-            f"no MLflow server answers at {where} (asked for up to {timeout:g} s): {way_out}"
-        ) from None
+    Raises:
+        TrackingUnavailable: none answers there.
+    """
+    answer = _ask(uri, "/version", timeout)
+    return answer.text.strip() if answer.status_code == 200 else ""
+
+
+def _check_http(uri: str, timeout: float) -> None:
+    where, way_out = without_credentials(uri), _WAY_OUT
+    # Not /health: that one answers without a password and to every host name.
+    answer = _ask(uri, "/api/2.0/mlflow/experiments/search", timeout, max_results=1)
     if answer.status_code == 401:
         way_out = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     elif answer.status_code == 403:
@@ -200,6 +229,28 @@ def _check_http(uri: str, timeout: float) -> None:
     elif answer.status_code == 200 and answer.headers.get("content-type", "").startswith("application/json"):
         return
     raise TrackingUnavailable(f"{where} answers with HTTP status {answer.status_code}, not as MLflow should: {way_out}")
+
+
+def _ask(uri: str, path: str, timeout: float, **params: int) -> Response:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        answer: Response = http_request(  # type: ignore[no-untyped-call]
+            get_default_host_creds(uri),  # type: ignore[no-untyped-call]
+            path,
+            "GET",
+            max_retries=0,
+            raise_on_status=False,
+            timeout=timeout,
+            params=params,
+        )
+    except MlflowException:  # not chained: its text may show the URI's password
+        raise TrackingUnavailable(
+            f"no MLflow server answers at {without_credentials(uri)} (asked for up to {timeout:g} s): {_WAY_OUT}"
+        ) from None
+    return answer
 
 
 def _refuse_taken_port(port: int) -> None:

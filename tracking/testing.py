@@ -190,6 +190,75 @@ class WriterContract:
         assert tracker.stored(run.run_id).status == "SCHEDULED"
         assert tracker.description() == "# done"
 
+    def test_a_run_is_opened_by_its_id(self, experiment: ExperimentWriter, tracker: Tracker) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        experiment.existing(run.run_id).set_tags({"from": "elsewhere"})
+        assert tracker.stored(run.run_id).tags["from"] == "elsewhere"
+
+    def test_an_experiment_says_what_it_is(self, experiment: ExperimentWriter) -> None:
+        assert experiment.tracking
+        assert experiment.experiment_id
+
+    def test_a_run_that_is_settled_on_keeps_its_key(self, experiment: ExperimentWriter, tracker: Tracker) -> None:
+        run, other = (experiment.run(key, "first", 1_000) for key in ("sweep/1", "sweep/10"))
+        assert experiment.settle("sweep/1", run.run_id).run_id == run.run_id
+        assert experiment.run("sweep/1", "first", 1_000).run_id == run.run_id
+        assert sorted(tracker.runs()) == sorted([run.run_id, other.run_id])
+
+    @pytest.mark.parametrize("key", ["sweep@1.5/1", "it's", "%27/手語", "a b\tc"])
+    def test_runs_that_have_not_ended_are_known_by_their_keys(self, experiment: ExperimentWriter, key: str) -> None:
+        waits, runs = experiment.run(key, "waits", 1_000), experiment.run("runs", "runs", 1_000)
+        runs.set_status("RUNNING")
+        for status in ENDED:
+            experiment.run(f"over {status}", "over", 1_000).set_status(status, 5_000)
+        assert experiment.unfinished() == {waits.run_id: key, runs.run_id: "runs"}
+        runs.set_status("FINISHED", 5_000)
+        assert experiment.unfinished() == {waits.run_id: key}
+
+    def test_a_deleted_run_is_held_and_not_found(self, experiment: ExperimentWriter) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        assert experiment.holds(run.run_id)
+        assert not experiment.holds("0" * 32)
+        for _ in range(2):
+            experiment.delete(run.run_id)
+        experiment.delete("0" * 32)
+        assert experiment.holds(run.run_id)
+        assert experiment.unfinished() == {}
+        assert experiment.run("sweep/1", "second", 1_000).run_id != run.run_id
+
+    def test_an_artifact_comes_back(self, experiment: ExperimentWriter, tmp_path: Path) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        file, to = tmp_path / "a file ü.bin", tmp_path / "not yet" / "there"
+        content = bytes(range(256)) * 5_000
+        file.write_bytes(content)
+        run.log_artifact(file, "some/folder")
+        copy = experiment.download_artifact(run.run_id, f"some/folder/{file.name}", to)
+        assert copy == to / file.name
+        assert copy.read_bytes() == content
+        file.write_bytes(b"newer")
+        run.log_artifact(file, "some/folder")
+        assert experiment.download_artifact(run.run_id, f"some/folder/{file.name}", to) == copy
+        assert copy.read_bytes() == b"newer"
+        assert [path.name for path in to.iterdir()] == [file.name], "nothing is left beside it"
+
+    @pytest.mark.parametrize("path", ["other.bin", "some", "some/other.bin", "some/a.bin/b", "else/a.bin"])
+    def test_an_artifact_that_is_not_there_is_none(
+        self, experiment: ExperimentWriter, tmp_path: Path, path: str
+    ) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        assert experiment.download_artifact(run.run_id, path, tmp_path / "to") is None
+        (tmp_path / "a.bin").write_bytes(b"x")
+        run.log_artifact(tmp_path / "a.bin", "some")
+        assert experiment.download_artifact(run.run_id, path, tmp_path / "to") is None
+        assert not list(tmp_path.glob("to/*"))
+
+    @pytest.mark.parametrize("path", ["../a", "a/../../b", "/etc/passwd", "a//b", "", ".", "a\\..\\b", "C:/a", "a/."])
+    def test_an_artifact_stays_in_its_folder(self, experiment: ExperimentWriter, tmp_path: Path, path: str) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        with pytest.raises(ValueError, match="must be relative"):
+            experiment.download_artifact(run.run_id, path, tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_what_is_not_finite_is_refused(self, experiment: ExperimentWriter, tracker: Tracker, value: float) -> None:
         run = experiment.run("sweep/1", "first", 1_000)

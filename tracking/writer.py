@@ -87,6 +87,10 @@ class ExperimentWriter(Protocol):
     @property
     def experiment_id(self) -> str: ...
 
+    @property
+    def tracking(self) -> str:
+        """The tracker, by a name that is the same for everybody who writes there and that a person can be shown."""
+
     def describe(self, markdown: str) -> None:
         """Set the text above the runs; cut at 8,000 characters."""
 
@@ -95,7 +99,31 @@ class ExperimentWriter(Protocol):
     def run(self, key: str, name: str, start_time_ms: int, tags: Mapping[str, str] = NO_TAGS) -> RunWriter:
         """The run that carries `key`, created (top-level, SCHEDULED, with `name` and `tags`) if there is none.
 
-        A run that exists is returned as it is, so a caller that died before it stored `run_id` finds it again.
+        A run that exists is returned as it is, so a caller that died before it stored `run_id` finds it again. Callers
+        at the same time may create one each: let them agree on one, and `settle`.
+        """
+
+    def existing(self, run_id: str) -> RunWriter:
+        """The writer of a run that was made before; whether it is still there shows when it is written."""
+
+    def settle(self, key: str, run_id: str) -> RunWriter:
+        """The run `run_id`, from now on the only one that carries `key`: others that do are deleted."""
+
+    def holds(self, run_id: str) -> bool:
+        """Whether that run is in this experiment, be it a deleted one."""
+
+    def unfinished(self) -> Mapping[str, str]:
+        """Id and key of every run that has not ended."""
+
+    def delete(self, run_id: str) -> None:
+        """Delete a run. It still counts as held, and can be restored by hand."""
+
+    def download_artifact(self, run_id: str, path: str, to_folder: Path) -> Path | None:
+        """Copy a run's artifact `path` (with `/` between folders) to a file of its name in `to_folder`, which is made;
+        None if the run has no such file. The copy is there whole or not at all.
+
+        Raises:
+            ValueError: `path` is not a plain relative one.
         """
 
 

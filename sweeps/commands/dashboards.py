@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,20 +24,24 @@ class Tracking:
     """What is reported: the given URI, or that of the local MLflow database."""
     pages: str
     """Base address of the pages."""
+    ensure_alive: Callable[[], None] = lambda: None
+    """Starts a local server again if it has died."""
 
 
 @contextmanager
-def tracking_server(home: Home, given: str | None, port: int | None = None) -> Iterator[Tracking]:
-    """The given MLflow server, checked, or a local one that lives as long as this context."""
-    if given and given.startswith("http"):
+def tracking_server(
+    home: Home, given: str | None, port: int | None = None, *, required: bool = True
+) -> Iterator[Tracking]:
+    """The given MLflow server, checked if it is required, or a local one that lives as long as this context."""
+    if given and required:
         check_server(given)
+    if given and given.startswith("http"):
         yield Tracking(given, without_credentials(given), given)
     elif given:
-        check_server(given)
         yield Tracking(given, given, "")
     else:
         with local_server(home.mlflow, port=port) as server:
-            yield Tracking(server.url, store_uri(home.mlflow), server.url)
+            yield Tracking(server.url, store_uri(home.mlflow), server.url, server.ensure_alive)
 
 
 def dashboard(store: Store, sweep: SweepRow, tracking: Tracking) -> str:

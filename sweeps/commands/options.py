@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,9 +14,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from model.diagnosis import counted
 from sweeps import service
 from sweeps.processes import stop_signals
+from sweeps.records import SweepRow
 from sweeps.settings import Home
+from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
 
 HomeOption = Annotated[
@@ -38,6 +42,48 @@ TrackingOption = Annotated[
 ]
 
 
+TrainerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--trainer",
+        metavar="FILE.py:NAME",
+        help="Your own trainer instead of the built-in one: NAME(config, corpus) makes it; package.module:NAME "
+        "works too. Its code is run, so no spec can name it. docs/how-to/own-trainer.md has an example",
+    ),
+]
+
+ForceOption = Annotated[bool, typer.Option("--force", help="Train on a corpus in which the check finds a fatal fault")]
+
+LEASE_SECONDS = 120.0
+
+LeaseOption = Annotated[
+    float,
+    typer.Option(
+        "--lease-seconds",
+        min=1.0,
+        help="A worker that was not heard of for so long loses its trial to another one. Training renews it, however "
+        "long an epoch takes",
+    ),
+]
+
+CheckpointsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoints",
+        file_okay=False,
+        help="Folder of the checkpoints. Shared by several machines, a trial goes on at another one where it was. "
+        "Default: in home",
+    ),
+]
+
+MissingTrackingOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-missing-tracking",
+        help="Train even while MLflow cannot be reached; what it misses waits in the database",
+    ),
+]
+
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line on stdout is one JSON object")]
 
 
@@ -55,6 +101,21 @@ def opened(home: Home, database: str | None) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def print_state(sweep: SweepRow, store: Store, as_json: bool) -> None:
+    """A sweep's state after a verb, and what it waits for."""
+    trials = store.trials(sweep.id)
+    running = sum(trial.state is TrialState.RUNNING for trial in trials)
+    if as_json:
+        told = {"sweep": sweep.name, "state": sweep.state.value, "reason": sweep.reason, "running_trials": running}
+        print(json.dumps(told))
+        return
+    print(f"{sweep.name}: {', '.join(filter(None, [sweep.state.value, sweep.reason]))}")
+    if running:
+        print(f"  {counted(running, 'trial')} under way")
+    elif sweep.state is SweepState.RUNNING:
+        print(f"  nobody works on it yet: sweeps work {sweep.name}")
 
 
 @contextmanager

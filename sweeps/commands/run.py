@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import threading
 from contextlib import ExitStack
@@ -14,14 +13,21 @@ from typing import Annotated, TextIO
 
 import typer
 
-from sweeps import display, ramp, runner, service
-from sweeps.commands.dashboards import Tracking, dashboard, tracking_server
+from sweeps import display, keeper, ramp, runner, service
+from sweeps.commands.dashboards import dashboard, tracking_server
 from sweeps.commands.dry_run import plan_report, print_plan
+from sweeps.commands.mirror import mirror_of
 from sweeps.commands.options import (
+    LEASE_SECONDS,
+    CheckpointsOption,
     DatabaseOption,
+    ForceOption,
     HomeOption,
     JsonOption,
+    LeaseOption,
+    MissingTrackingOption,
     TrackingOption,
+    TrainerOption,
     corpus_progress,
     opened,
     stopping,
@@ -34,10 +40,10 @@ from sweeps.records import SweepRow
 from sweeps.settings import Home, find_home
 from sweeps.spec import load_spec
 from sweeps.store import Store
-from sweeps.summary import best_trial, command_of, description, result
+from sweeps.summary import best_trial, command_of, result
 from sweeps.worker import Job
 from tracking.server import check_server
-from tracking.writer import ExperimentWriter
+from tracking.writer import TrackingUnavailable
 
 ALARMED = 3
 """Exit code of `sweeps run` where the sweep alarmed and paused."""
@@ -54,17 +60,8 @@ def run(
     tracking_uri: TrackingOption = None,
     trials: Annotated[int | None, typer.Option(help="Instead of the spec's budget.trials")] = None,
     workers: Annotated[int | None, typer.Option(help="Instead of the spec's workers")] = None,
-    trainer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE.py:NAME",
-            help="Your own trainer instead of the built-in one: NAME(config, corpus) makes it; package.module:NAME "
-            "works too. Its code is run, so no spec can name it. docs/how-to/own-trainer.md has an example",
-        ),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Train on a corpus in which the check finds a fatal fault")
-    ] = False,
+    trainer: TrainerOption = None,
+    force: ForceOption = False,
     skip_range_test: Annotated[
         bool, typer.Option("--skip-range-test", help="Begin without the learning-rate range test of the spec")
     ] = False,
@@ -75,6 +72,9 @@ def run(
             help="Go on after an alarm with the learning rates that it proposed, and one trial there",
         ),
     ] = False,
+    allow_missing_tracking: MissingTrackingOption = False,
+    checkpoints: CheckpointsOption = None,
+    lease_seconds: LeaseOption = LEASE_SECONDS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check spec and corpus, print the plan, stop")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -101,7 +101,7 @@ def run(
         if as_json:
             print(json.dumps(report))
         return
-    if tracking_uri:
+    if tracking_uri and not allow_missing_tracking:
         check_server(tracking_uri)  # before anything is written
     with stopping() as stop, opened(where, database) as store:
         if accept_proposal:
@@ -111,6 +111,9 @@ def run(
             *(store, sweep, prepared, where, database, tracking_uri, stop, as_json, words),
             accept_proposal=accept_proposal,
             skip_range_test=skip_range_test,
+            allow_missing_tracking=allow_missing_tracking,
+            lease_seconds=lease_seconds,
+            checkpoints=checkpoints,
         )
     raise typer.Exit(outcome)
 
@@ -128,38 +131,44 @@ def run_prepared(
     *,
     accept_proposal: bool = False,
     skip_range_test: bool = False,
+    allow_missing_tracking: bool = False,
+    lease_seconds: float = LEASE_SECONDS,
+    checkpoints: Path | None = None,
 ) -> int:
     """Run the sweep, print what it came to, keep the dashboard open for a person; returns the exit code."""
     spec = prepared.spec
     trials = store.trials(sweep.id)
     with ExitStack() as stack:
         hold = stack.enter_context(ExitStack())
+        lost = threading.Event()
         # Not over, though nothing is left to do: its runner was killed between the last trial and the end.
         planned = replace(sweep, budget=spec.budget.model_dump())
-        work = accept_proposal or runner.has_work(planned, trials) or not sweep.state.terminal
+        work = accept_proposal or keeper.has_work(planned, trials) or not sweep.state.terminal
         if work:
             me = this_runner()  # held first: nothing of a sweep that another process runs is changed
-            hold.enter_context(runner.holding(store, sweep, me))
-        tracking = stack.enter_context(tracking_server(home, tracking_uri))
-        mirror = make_mirror(store, sweep, prepared, home, tracking)
+            lost = hold.enter_context(keeper.holding(store, sweep, me))
+        tracking = stack.enter_context(tracking_server(home, tracking_uri, required=not allow_missing_tracking))
+        mirror = mirror_of(store, sweep, home, tracking, may_ship=lambda: not lost.is_set())
         try:
             if work and not stop.is_set():
                 store.update_budget(sweep.id, spec.budget.model_dump())
                 if accept_proposal:
                     service.accept_proposal(store, sweep, spec)
-                mirror.ship()  # a refusal (a deleted experiment, say) shows before anything is trained
+                try:
+                    mirror.ship()  # a refusal (a deleted experiment, say) shows before anything is trained
+                except TrackingUnavailable as error:
+                    if not allow_missing_tracking:
+                        raise
+                    print(f"warning: MLflow is away, rows wait until it is back: {error}", file=sys.stderr)
                 print(f"dashboard: {dashboard(store, sweep, tracking)}", file=words, flush=True)
                 job = Job(
                     worker="",
                     database_url=store.url,
-                    sweep=spec.name,
-                    spec=spec,
-                    corpus=prepared.corpus_config,
-                    corpus_hash=prepared.corpus.hash,
-                    sweep_key=f"{sweep.name}@{sweep.created_at:.3f}",
-                    checkpoints=home.checkpoints(spec.name),
-                    scans=home.scans,
+                    sweeps=(spec.name,),
+                    home=home,
+                    checkpoints=checkpoints or home.checkpoints,
                     log=home.logs(spec.name),
+                    lease_seconds=lease_seconds,
                     trainer=prepared.trainer,
                 )
                 if spec.range_test and not skip_range_test and ramp.is_due(sweep, trials):
@@ -221,48 +230,11 @@ def finish_mirror(mirror: Mirror) -> None:
         print(f"warning: MLflow did not take everything ({mirror.trouble}){rest}", file=sys.stderr)
 
 
-def make_mirror(store: Store, sweep: SweepRow, prepared: service.Prepared, home: Home, tracking: Tracking) -> Mirror:
-    """The mirror of this sweep into that server."""
-    from tracking.mlflow_writer import open_experiment
-
-    tags = {
-        "corpus": str(prepared.corpus.folder),
-        "corpus_hash": prepared.corpus.hash,
-        "vocabulary_hash": prepared.corpus.vocabulary.hash,
-        "trainer": prepared.facts["trainer"],
-        "git_commit": git_commit(),
-    }
-
-    def open_() -> ExperimentWriter:
-        return open_experiment(tracking.uri, sweep.name)
-
-    def describe() -> str:
-        now, rows = service.find_sweep(store, sweep.name), store.trials(sweep.id)
-        found = service.conclusions_of(store, now, lessons=now.state != "RUNNING")
-        return description(now, rows, best_command(now, store, prepared), found)
-
-    return Mirror(store, sweep, prepared.spec, tags, open_, describe, home.pictures(sweep.name))
-
-
-def best_command(sweep: SweepRow, store: Store, prepared: service.Prepared) -> str | None:
-    best = best_trial(store.trials(sweep.id))
-    return command_of(sweep, best, prepared.spec, prepared.corpus_config) if best else None
-
-
-def git_commit() -> str:
-    """The commit of the working directory, for the record; empty where there is none."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False, encoding="utf-8"
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return found.stdout.strip() if found.returncode == 0 else ""
-
-
 def print_outcome(
     store: Store, sweep: SweepRow, prepared: service.Prepared, dashboard_lines: str, words: TextIO
 ) -> None:
-    rows, command = store.trials(sweep.id), best_command(sweep, store, prepared)
+    rows = store.trials(sweep.id)
+    best = best_trial(rows)
+    command = command_of(sweep, best, prepared.spec, prepared.corpus_config) if best else None
     found = service.conclusions_of(store, sweep)
     display.print_summary(sweep, rows, store.epochs, command, dashboard_lines, found, words)

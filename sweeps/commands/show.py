@@ -18,6 +18,7 @@ from sweeps.commands.options import DatabaseOption, HomeOption, JsonOption, Trac
 from sweeps.errors import SweepError
 from sweeps.records import DecisionRow
 from sweeps.settings import find_home
+from sweeps.spec import corpus_of, spec_of
 from sweeps.store import Store
 from sweeps.summary import command_of, config_of, parameters, result, sentence_about
 from tracking.links import without_credentials
@@ -46,7 +47,7 @@ def show(
             show_trial(store, path, as_json)
         else:
             sweep = service.find_sweep(store, path)
-            spec, corpus = service.spec_of(sweep), service.corpus_of(sweep)
+            spec, corpus = spec_of(sweep), corpus_of(sweep)
             words = service.ui_command(sweep.name, where, database, tracking_uri)
             uri = without_credentials(tracking_uri) if tracking_uri else store_uri(where.mlflow)
             rows = store.trials(sweep.id)
@@ -62,7 +63,7 @@ def show(
 def show_trial(store: Store, path: str, as_json: bool) -> None:
     sweep, trial = service.find_trial(store, path)
     rows = store.epochs(trial.id)
-    spec, corpus = service.spec_of(sweep), service.corpus_of(sweep)
+    spec, corpus = spec_of(sweep), corpus_of(sweep)
     command = command_of(sweep, trial, spec, corpus) if trial.hyperparameters else None
     judgement = service.judgement_of(sweep, trial, rows)
     findings = judgement.findings if judgement else ()

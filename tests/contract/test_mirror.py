@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
+import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import pytest
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
+from sweeps.errors import DatabaseUnavailable
 from sweeps.mirror import STATUS, Mirror
 from sweeps.records import Claim, DecisionRow, PlannedTrial, SweepRow
 from sweeps.spec import SweepSpec
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
 from sweeps.summary import config_of
+from tests.faults.mlflow_proxy import proxied
 from tests.rows import VALUES, epoch_row
 from tracking.mlflow_writer import open_experiment
 from tracking.recording_writer import RecordingExperiment, RecordingRun
-from tracking.server import local_server
-from tracking.writer import ExperimentWriter, TrackingRefused, TrackingUnavailable
+from tracking.server import LocalServer, local_server
+from tracking.writer import ENDED, ExperimentWriter, TrackingRefused, TrackingUnavailable
 
 SPEC = SweepSpec.model_validate({"name": "s", "corpus": "x", "budget": {"trials": 100}})
 TAGS = {"corpus_hash": "c", "git_commit": "g"}
@@ -54,8 +60,8 @@ def new_sweep(store: Store) -> SweepRow:
 
 
 def begin(store: Store, sweep: SweepRow, *wers: float | None) -> Claim:
-    """Claim a trial and record these epochs."""
-    claim = store.claim(sweep.id, "worker", 60)
+    """A worker of its own claims a trial and records these epochs."""
+    claim = store.claim(sweep.id, f"worker {uuid.uuid4()}", 60)
     assert claim is not None
     store.set_hyperparameters(claim, VALUES, None)
     go_on(store, claim, *wers)
@@ -78,9 +84,13 @@ def end(store: Store, claim: Claim, state: TrialState = TrialState.COMPLETE, ver
 
 
 def mirror(
-    store: Store, sweep: SweepRow, experiment: ExperimentWriter, describe: Callable[[], str] = lambda: "so far"
+    store: Store,
+    sweep: SweepRow,
+    experiment: ExperimentWriter,
+    describe: Callable[[], str] = lambda: "so far",
+    **more: Any,
 ) -> Mirror:
-    return Mirror(store, sweep, SPEC, TAGS, lambda: experiment, describe)
+    return Mirror(store, sweep, SPEC, TAGS, lambda: experiment, describe, **more)
 
 
 def expected(store: Store, sweep: SweepRow) -> Content:
@@ -122,7 +132,7 @@ def expected(store: Store, sweep: SweepRow) -> Content:
 
 def held(experiment: RecordingExperiment) -> Content:
     return {
-        run.tags["number"]: {
+        run.tags.get("number", "not tagged yet"): {
             "name": run.name,
             "params": run.params,
             "tags": run.tags,
@@ -130,7 +140,7 @@ def held(experiment: RecordingExperiment) -> Content:
             "status": run.status,
             "end": run.end_time_ms,
         }
-        for run in experiment.runs.values()
+        for run in list(experiment.runs.values())
     }
 
 
@@ -159,7 +169,7 @@ def test_all_of_it_arrives(store: Store, sweep: SweepRow) -> None:
     assert experiment.description == "so far"
     again = store.find_sweep(sweep.name)
     assert again is not None
-    assert again.experiment_id == "77"
+    assert (again.tracking, again.experiment_id) == ("memory", "77")
     assert store.pending(sweep.id) == []
     assert {t.run_id for t in store.trials(sweep.id)} == {run.run_id for run in experiment.runs.values()}
 
@@ -249,10 +259,10 @@ def test_more_trials_than_a_page_arrive(store: Store, sweep: SweepRow) -> None:
         end(store, begin(store, sweep, 0.5))
     experiment = RecordingExperiment()
     shipping = mirror(store, sweep, experiment)
-    assert shipping.ship() == 50
-    assert shipping.finish(30)
+    assert shipping.ship() == 60
     assert held(experiment) == expected(store, sweep)
     assert len(experiment.runs) == 60
+    assert shipping.ship() == 0
 
 
 def test_more_epochs_than_a_page_arrive(store: Store, sweep: SweepRow) -> None:
@@ -420,14 +430,321 @@ def test_in_the_background_it_outlives_every_trouble(
     assert held(experiment) == expected(store, sweep)
 
 
-def test_another_server_gets_the_whole_curve(store: Store, sweep: SweepRow) -> None:
-    claim = begin(store, sweep, 1.0, 0.9)
-    mirror(store, sweep, RecordingExperiment()).ship()
+# one server and another
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        RecordingExperiment(experiment_id="1", tracking="http://b"),  # another server
+        RecordingExperiment(experiment_id="2", tracking="http://a"),  # another experiment
+        RecordingExperiment(experiment_id="1", tracking="http://a"),  # an emptied one, which counts from 1 again
+    ],
+)
+def test_what_was_shipped_elsewhere_is_shipped_whole(
+    store: Store, sweep: SweepRow, other: RecordingExperiment, caplog: pytest.LogCaptureFixture
+) -> None:
+    claim = three_trials(store, sweep)
+    mirror(store, sweep, RecordingExperiment(tracking="http://a")).ship()
+    assert caplog.text == ""
     go_on(store, claim, 0.5)
-    other = RecordingExperiment()
     mirror(store, sweep, other).ship()
     assert held(other) == expected(store, sweep)
-    assert store.trial(sweep.id, 0).run_id == next(iter(other.runs.values())).run_id
+    assert {t.run_id for t in store.trials(sweep.id)} == {run.run_id for run in other.runs.values()}
+    assert f"MLflow at {other.tracking} has not the runs of sweep {sweep.name}" in caplog.text
+    assert (other.tags, other.description) == ({"sweep": sweep.name, **TAGS}, "so far")
+    found = store.find_sweep(sweep.name)
+    assert found is not None
+    assert (found.tracking, found.experiment_id) == (other.tracking, other.experiment_id)
+
+
+def test_back_at_the_first_server_nothing_is_there_twice(store: Store, sweep: SweepRow) -> None:
+    claim = three_trials(store, sweep)
+    first, second = RecordingExperiment(tracking="http://a"), RecordingExperiment(tracking="http://b")
+    for experiment in (first, second, first):
+        mirror(store, sweep, experiment).ship()
+        go_on(store, claim, 0.5)
+    mirror(store, sweep, first).ship()
+    assert held(first) == expected(store, sweep)
+
+
+def test_the_same_server_is_not_sent_anything_twice(store: Store, sweep: SweepRow) -> None:
+    three_trials(store, sweep)
+    experiment = RecordingExperiment()
+    mirror(store, sweep, experiment).ship()
+    assert mirror(store, sweep, experiment).ship() == 0
+
+
+def test_a_mirror_at_work_follows_when_all_marks_are_dropped(store: Store, sweep: SweepRow) -> None:
+    claim = three_trials(store, sweep)
+    experiment = RecordingExperiment()
+    shipping = mirror(store, sweep, experiment)
+    shipping.ship()
+    experiment.runs.clear()
+    experiment.tags.clear()
+    experiment.description = ""
+    store.forget_mirrored(sweep.id)
+    assert shipping.ship() == 3
+    go_on(store, claim, 0.2)
+    assert shipping.ship() == 1
+    assert held(experiment) == expected(store, sweep)
+    assert (experiment.tags, experiment.description) == ({"sweep": sweep.name, **TAGS}, "so far")
+
+
+def test_marks_that_were_dropped_in_the_middle_of_a_pass_are_not_set_by_it(
+    store: Store, sweep: SweepRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three_trials(store, sweep)
+    experiment = RecordingExperiment()
+    shipping = mirror(store, sweep, experiment)
+    shipping.ship()
+    store.mark_mirrored(store.trial(sweep.id, 1).id, store.trial(sweep.id, 1).run_id, [], 0)
+    mark = store.mark_mirrored
+
+    def dropped_first(*args: Any) -> None:
+        store.forget_mirrored(sweep.id)
+        mark(*args)
+
+    monkeypatch.setattr(store, "mark_mirrored", dropped_first)
+    shipping.ship()
+    assert [p.trial.number for p in store.pending(sweep.id)] == [0, 1, 2]
+
+
+# two mirrors at once
+
+
+class Twins:
+    """One experiment in which each of two mirrors makes runs before it sees the other's, as in a server between a
+    search and a creation.
+    """
+
+    def __init__(self) -> None:
+        self.all: dict[str, RecordingRun] = {}
+        self.settled: list[str] = []
+
+    def writer(self) -> Any:
+        return _Twin(self)
+
+
+class _Twin(RecordingExperiment):
+    def __init__(self, twins: Twins) -> None:
+        super().__init__()
+        self.twins = twins
+
+    def run(self, *args: Any, **more: Any) -> RecordingRun:
+        run = super().run(*args, **more)
+        self.twins.all.setdefault(run.run_id, run)
+        return run
+
+    def existing(self, run_id: str) -> RecordingRun:
+        if run_id not in self.twins.all:
+            raise TrackingRefused(f"run {run_id} is deleted")
+        return self.twins.all[run_id]
+
+    def settle(self, key: str, run_id: str) -> RecordingRun:
+        for other in [run.run_id for run in self.twins.all.values() if run.key == key and run.run_id != run_id]:
+            del self.twins.all[other]
+        self.runs[key] = self.existing(run_id)
+        return self.runs[key]
+
+    def holds(self, run_id: str) -> bool:
+        return run_id in self.twins.all
+
+    def unfinished(self) -> Mapping[str, str]:
+        return {run.run_id: run.key for run in self.twins.all.values() if run.status not in ENDED}
+
+
+def in_twins(twins: Twins) -> Content:
+    whole = RecordingExperiment()
+    for run in twins.all.values():
+        assert run.key not in whole.runs, "a trial has two runs"
+        whole.runs[run.key] = run
+    return held(whole)
+
+
+def test_of_two_mirrors_that_make_the_same_runs_one_set_is_left(store: Store, sweep: SweepRow) -> None:
+    claim = three_trials(store, sweep)
+    twins = Twins()
+    one, other = (mirror(store, sweep, twins.writer()) for _ in range(2))
+    pending = store.pending
+    # The second one makes its whole pass after the first has read what is pending, and before it has sent any.
+    passes = iter([lambda: other.ship(), lambda: 0])
+
+    def read_then_frozen(*args: Any, **more: Any) -> Any:
+        found = pending(*args, **more)
+        store.pending = pending  # type: ignore[method-assign]
+        next(passes)()
+        return found
+
+    store.pending = read_then_frozen  # type: ignore[method-assign]
+    one.ship()
+    go_on(store, claim, 0.3)
+    for each in (one, other, one):
+        each.ship()
+    assert in_twins(twins) == expected(store, sweep)
+    assert {t.run_id for t in store.trials(sweep.id)} == set(twins.all)
+
+
+def test_two_that_ship_the_same_trial_send_its_epochs_once(store: Store, sweep: SweepRow) -> None:
+    claim = three_trials(store, sweep)
+    experiment = RecordingExperiment()
+    several = [mirror(store, sweep, experiment) for _ in range(3)]
+    failures: list[BaseException] = []
+
+    def ship(each: Mirror) -> None:
+        try:
+            for _ in range(10):
+                each.ship()
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=ship, args=(each,)) for each in several]
+    for thread in threads:
+        thread.start()
+    for wer in (0.5, 0.4, 0.3):
+        go_on(store, claim, wer)
+    end(store, claim)
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert several[0].finish(10)
+    assert held(experiment) == expected(store, sweep)
+
+
+def test_what_a_frozen_mirror_writes_over_when_it_wakes_is_put_right(
+    store: Store, sweep: SweepRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = begin(store, sweep, 1.0)
+    experiment = RecordingExperiment()
+    frozen, awake = mirror(store, sweep, experiment), mirror(store, sweep, experiment)
+    frozen.ship()
+    go_on(store, claim, 0.5)
+    log_epochs = RecordingRun.log_epochs
+
+    def freeze(run: RecordingRun, points: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(RecordingRun, "log_epochs", log_epochs)
+            end(store, claim)
+            assert awake.finish(5)
+        assert run.status == "FINISHED"
+        log_epochs(run, points)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordingRun, "log_epochs", freeze)
+        frozen.ship()
+    assert held(experiment)["0"]["status"] == "RUNNING", "as it was when the frozen one read it"
+    assert mirror(store, sweep, experiment).finish(5)
+    assert held(experiment) == expected(store, sweep)
+
+
+def test_if_it_dies_when_it_wakes_the_run_is_ended_all_the_same(store: Store, sweep: SweepRow) -> None:
+    end(store, begin(store, sweep, 1.0))
+    experiment = RecordingExperiment()
+    shipping = mirror(store, sweep, experiment)
+    shipping.ship()
+    (run,) = experiment.runs.values()
+    run.set_status("RUNNING")
+    assert shipping.ship() == 0
+    assert shipping.finish(5)
+    assert held(experiment) == expected(store, sweep)
+
+
+def test_a_run_in_whose_place_another_stands_is_deleted_at_the_end(store: Store, sweep: SweepRow) -> None:
+    begin(store, sweep, 1.0)
+    twins = Twins()
+    shipping = mirror(store, sweep, twins.writer())
+    shipping.ship()
+    (key,) = [run.key for run in twins.all.values()]
+    left, others = (RecordingRun(name, run_key, "left", 1_000) for name, run_key in (("f" * 32, key), ("e", "other/0")))
+    twins.all |= {left.run_id: left, others.run_id: others}
+    writer = shipping._experiment
+    assert isinstance(writer, _Twin)
+    writer.delete = lambda run_id: twins.all.pop(run_id)  # type: ignore[assignment, method-assign]
+    assert shipping.finish(5)
+    assert left.run_id not in twins.all
+    assert others.run_id in twins.all, "a run of another sweep is not ours to delete"
+
+
+def test_one_that_may_no_longer_ship_stops_at_the_next_trial(store: Store, sweep: SweepRow) -> None:
+    three_trials(store, sweep)
+    experiment = RecordingExperiment()
+    shipping = mirror(store, sweep, experiment, may_ship=lambda: len(experiment.runs) < 2)
+    shipping.ship()
+    assert sorted(held(experiment)) == ["0", "1"]
+    assert experiment.description == "", "that is another's by now"
+    assert shipping.ship() == 0
+    assert not shipping.finish(5)
+    assert shipping.trouble == "another process ships this sweep by now"
+    assert [p.trial.number for p in store.pending(sweep.id)] == [2]
+
+
+# the server and the database
+
+
+def test_the_server_is_looked_after_before_each_pass(
+    store: Store, sweep: SweepRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.mirror.PAUSE_SECONDS", 0.05)
+    three_trials(store, sweep)
+    experiment, asked = RecordingExperiment(), []
+
+    def ensure() -> None:
+        asked.append(len(experiment.runs))
+        if len(asked) < 3:
+            raise TrackingUnavailable("it does not start yet")
+
+    shipping = mirror(store, sweep, experiment, ensure_server=ensure)
+    shipping.start()
+    deadline = time.monotonic() + 30
+    while len(asked) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert shipping.finish(5)
+    assert asked[:3] == [0, 0, 0]
+    assert held(experiment) == expected(store, sweep)
+
+
+def test_a_database_that_is_away_is_waited_for(
+    store: Store, sweep: SweepRow, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sweeps.mirror.PAUSE_SECONDS", 0.05)
+    three_trials(store, sweep)
+    pending, answers = store.pending, [DatabaseUnavailable("db", "gone")] * 2
+
+    def away(*args: Any, **more: Any) -> Any:
+        if answers:
+            raise answers.pop()
+        return pending(*args, **more)
+
+    monkeypatch.setattr(store, "pending", away)
+    experiment = RecordingExperiment()
+    shipping = mirror(store, sweep, experiment)
+    assert shipping.finish(10)
+    assert held(experiment) == expected(store, sweep)
+    assert "stumbled" not in caplog.text
+
+
+def test_a_sweep_that_was_deleted_ends_its_mirror(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.mirror.PAUSE_SECONDS", 0.05)
+    sweep = new_sweep(store)
+    shipping = mirror(store, sweep, RecordingExperiment())
+    shipping.start()
+    store.delete_sweep(sweep.id)
+    shipping._thread.join(10)
+    assert not shipping._thread.is_alive()
+    assert sweep.name in shipping.trouble
+
+
+def test_trials_that_have_nothing_to_show_keep_no_other_waiting(store: Store, sweep: SweepRow) -> None:
+    end(store, begin(store, sweep))
+    for _ in range(60):
+        assert store.claim(sweep.id, f"worker {uuid.uuid4()}", 60) is not None
+    claim = store.claim(sweep.id, "last", 60)
+    assert claim is not None
+    store.set_hyperparameters(claim, VALUES, None)
+    experiment = RecordingExperiment()
+    mirror(store, sweep, experiment).ship()
+    assert list(held(experiment)) == ["0", str(claim.number)]
+    assert store.count_pending(sweep.id) == (0, 0)
 
 
 def test_the_description_is_written_when_it_changes_and_not_at_every_pass(store: Store, sweep: SweepRow) -> None:
@@ -545,6 +862,124 @@ def test_a_deleted_experiment_loses_nothing(store: Store, sweep: SweepRow, serve
     client.restore_experiment(experiment.experiment_id)
     assert shipping.finish(10)
     assert on_server(client, experiment.experiment_id) == expected(store, sweep)
+
+
+def test_a_deleted_run_is_made_anew_when_everything_is_asked_for(
+    store: Store, sweep: SweepRow, server: str, client: MlflowClient
+) -> None:
+    three_trials(store, sweep)
+    shipping = mirror(store, sweep, open_experiment(server, sweep.name))
+    shipping.ship()
+    client.delete_run(store.trial(sweep.id, 1).run_id or "")
+    store.forget_mirrored(sweep.id)
+    assert shipping.finish(10)
+    found = store.find_sweep(sweep.name)
+    assert found is not None
+    assert on_server(client, found.experiment_id or "") == expected(store, sweep)
+
+
+@dataclass
+class Fuse:
+    """`pass` for so many requests, then a fault."""
+
+    left: float = math.inf
+    fault: str = "pass"
+
+    def __call__(self) -> str:
+        self.left -= 1
+        return "pass" if self.left >= 0 else self.fault
+
+
+@pytest.mark.parametrize(
+    ("fault", "requests"),
+    [
+        ("refuse", (0, 5, 11, 17)),
+        ("error500", (3, 8, 15, 24)),
+        ("half", (0, 0, 14, 19)),
+        ("hang:1.5", (2, 9, 14)),
+        *(pytest.param(fault, range(0, 60, 2), marks=pytest.mark.slow) for fault in ("refuse", "error500", "half")),
+    ],
+)
+def test_whatever_is_wrong_with_the_server_each_epoch_arrives_once(
+    store: Store,
+    sweep: SweepRow,
+    server: str,
+    client: MlflowClient,
+    fault: str,
+    requests: Sequence[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    claim = three_trials(store, sweep)
+    fuse, troubles = Fuse(), 0
+    with proxied(server, fuse) as proxy:
+        for left in requests:  # from where it stands, after so many requests, by a process that begins anew
+            fuse.left, fuse.fault = left, fault
+            try:
+                mirror_to(store, sweep, lambda: open_experiment(proxy.url, sweep.name, "the server")).ship(final=True)
+            except TrackingUnavailable:
+                troubles += 1
+            go_on(store, claim, *[0.5] * 3)
+        assert troubles >= 3
+        assert proxy.seen[fault.partition(":")[0]] >= troubles
+        end(store, claim)
+        fuse.left = math.inf
+        assert mirror_to(store, sweep, lambda: open_experiment(proxy.url, sweep.name, "the server")).finish(20)
+    found = store.find_sweep(sweep.name)
+    assert found is not None
+    assert on_server(client, found.experiment_id or "") == expected(store, sweep)
+
+
+def test_a_mirror_whose_server_never_answered_keeps_rows_and_says_so(
+    store: Store, sweep: SweepRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("sweeps.mirror.PAUSE_SECONDS", 0.05)
+    three_trials(store, sweep)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        shipping = mirror_to(store, sweep, lambda: open_experiment(uri, sweep.name))
+        shipping.start()
+        deadline = time.monotonic() + 20
+        while not shipping.trouble and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not shipping.finish(0.2)
+    assert f"MLflow at {uri} does not answer" in shipping.trouble
+    assert store.count_pending(sweep.id) == (3, 6)
+
+
+@pytest.mark.slow
+def test_a_server_that_was_killed_is_started_again_and_one_that_was_lost_is_filled_anew(
+    store: Store, sweep: SweepRow, tmp_path: Path
+) -> None:
+    claim = three_trials(store, sweep)
+    with local_server(tmp_path) as own:
+        shipping = Mirror(
+            *(store, sweep, SPEC, TAGS, lambda: open_experiment(own.url, sweep.name, "own"), lambda: "so far"),
+            ensure_server=own.ensure_alive,
+        )
+        shipping.ship()
+        for lost in (False, True):
+            kill_tree(own)
+            if lost:
+                for file in tmp_path.glob("mlflow.db*"):
+                    file.unlink()
+            go_on(store, claim, 0.2)
+            assert shipping.finish(60)
+            found = store.find_sweep(sweep.name)
+            assert found is not None
+            assert on_server(MlflowClient(own.url), found.experiment_id or "") == expected(store, sweep)
+
+
+def kill_tree(server: LocalServer) -> None:
+    """SIGKILL of the whole of it, as from a machine that runs out of memory."""
+    processes = [psutil.Process(server._supervisor.pid), *server._tree]
+    for process in processes:
+        process.kill()
+    server._supervisor.wait()
+    psutil.wait_procs(processes, timeout=10)
 
 
 @pytest.mark.slow

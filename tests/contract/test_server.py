@@ -107,7 +107,7 @@ def test_everything_it_writes_is_in_its_folder(server: LocalServer, home: Path, 
     files = {path.relative_to(home).parts[0] for path in home.rglob("*") if path.is_file()}
     log = f"server-{os.getpid()}.log"
     assert {"mlflow.db", "mlartifacts", log} <= files
-    assert files <= {"mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlartifacts", log}
+    assert files <= {"mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlartifacts", "starting.lock", log}
 
 
 def test_it_listens_on_loopback_and_to_its_own_names_alone(server: LocalServer) -> None:
@@ -177,6 +177,48 @@ def test_it_never_outlives_its_parent_and_its_writer_hears_of_it(server: LocalSe
         there.log_epochs([POINT])
     assert time.monotonic() - started < 60
     here.log_epochs([POINT])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["server", "supervisor", "all"])
+def test_one_that_died_is_started_again_where_it_was(tmp_path: Path, killed: str) -> None:
+    before = descendants()
+    with local_server(tmp_path) as server:
+        url, old = server.url, descendants() - before
+        run = open_experiment(url, "death").run("death/1", "first", 1_000)
+        server.ensure_alive()
+        assert descendants() - before == old, "one that lives is left alone"
+        supervisor, tree = psutil.Process(server._supervisor.pid), server._tree
+        for process in {"server": tree[-1:], "supervisor": [supervisor], "all": [supervisor, *tree]}[killed]:
+            process.kill()
+        server._supervisor.wait(15)
+        server.ensure_alive()
+        assert server.url == url
+        run.log_epochs([POINT])
+        assert open_experiment(url, "death").run("death/1", "first", 1_000).run_id == run.run_id
+        assert psutil.wait_procs(old, timeout=1)[1] == []
+        assert len(descendants() - before) == len(old)
+    assert descendants() <= before
+    with pytest.raises(TrackingUnavailable, match="was stopped"):
+        server.ensure_alive()
+
+
+@pytest.mark.slow
+def test_one_whose_port_was_taken_meanwhile_is_unavailable(tmp_path: Path) -> None:
+    with local_server(tmp_path) as server:
+        server._supervisor.kill()
+        for process in server._tree:
+            process.kill()
+        psutil.wait_procs(server._tree, timeout=10)
+        server._supervisor.wait()
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", int(server.url.rpartition(":")[2])))
+            other.listen()
+            with pytest.raises(TrackingUnavailable, match=r"does not start again: port .* is taken"):
+                server.ensure_alive()
+        server.ensure_alive()
+        check_server(server.url)
 
 
 def test_a_taken_port_is_said_at_once(tmp_path: Path) -> None:

@@ -78,6 +78,13 @@ def claimed(store: Store, sweep: SweepRow, worker: str | None = None, lease_seco
     return claim
 
 
+def asked(store: Store, sweep: SweepRow) -> Claim:
+    """A claim whose trial has parameters."""
+    claim = claimed(store, sweep)
+    store.set_hyperparameters(claim, {"learning_rate": 1e-3}, None)
+    return claim
+
+
 def epoch_row(epoch: int, wer: float = 1.0) -> EpochRow:
     return EpochRow(epoch, 10 * epoch, {"dev/wer": wer, "dev/loss": 5.0}, 10, 0, 0.1 * epoch, 2.5, "plateau")
 
@@ -228,56 +235,6 @@ def test_the_migrations_make_the_tables_and_leave_those_of_optuna_alone(store_ur
         store.close()
 
 
-def test_a_database_of_the_first_version_is_brought_up_to_date_with_all_it_holds(store_url: str) -> None:
-    address = database_url(store_url)
-    Path(address.database or "").parent.mkdir(exist_ok=True)
-    engine = create_engine(address)
-    with engine.begin() as connection:
-        migrations.upgrade(connection, "0001")
-        assert not migrations.is_current(connection)
-        sweep = (
-            "INSERT INTO sweep_sweeps (id, name, spec, digest, budget, facts, state, created_at)"
-            """ VALUES (1, 'old', '{"a": 1}', 'd', '{"trials": 9}', '{"constant_wer": 0.9}', 'STOPPED', 100.5)"""
-        )
-        trial = (
-            "INSERT INTO sweep_trials (id, sweep_id, number, in_space, overrides, state, evidence, created_at, verdict,"
-            " rule, reason, epochs, finished_at)"
-            """ VALUES (:id, 1, :id - 10, true, '{}', :state, :evidence, 1, :verdict, :rule, 'Why.', :id, :end)"""
-        )
-        connection.execute(text(sweep))
-        for row in (
-            (10, "COMPLETE", '{"epochs": 10}', "learned", "epochs", 110.5),
-            (11, "PRUNED", '{"epoch": 11, "spread": 0.25}', "never_learned", "futile", 111.5),
-            (12, "PRUNED", '{"epoch": 12}', "diverged", "diverged", 112.5),
-            (13, "FAILED", "{}", None, "fault", 113.5),
-            (14, "WAITING", "{}", None, None, None),
-        ):
-            names = ("id", "state", "evidence", "verdict", "rule", "end")
-            connection.execute(text(trial), dict(zip(names, row, strict=True)))
-    store = Store(store_url)
-    try:
-        assert _differences(engine) == []
-        (old,) = store.sweeps()
-        assert (old.name, old.facts, old.created_at) == ("old", {"constant_wer": 0.9}, 100.5)
-        assert [(t.number, str(t.state), t.epochs) for t in store.trials(1)] == [
-            (0, "COMPLETE", 10),
-            (1, "PRUNED", 11),
-            (2, "PRUNED", 12),
-            (3, "FAILED", 13),
-            (4, "WAITING", 14),
-        ]
-        common = {"reason": "Why.", "counterfactual": "", "thresholds": {}, "siblings": [], "action": "stopped"}
-        assert store.decisions(1) == [
-            DecisionRow(
-                11, 1, 11, "futile", "never_learned", numbers={"epoch": 11, "spread": 0.25}, recorded_at=111.5, **common
-            ),
-            DecisionRow(12, 2, 12, "diverged", "diverged", numbers={"epoch": 12}, recorded_at=112.5, **common),
-        ]
-    finally:
-        engine.dispose()
-        store.close()
-
-
 def test_a_database_of_a_newer_version_is_refused(store: Store, engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE sweep_alembic_version SET version_num = 'from_the_future'"))
@@ -382,7 +339,7 @@ def test_every_time_is_that_of_the_database(store: Store, engine: Engine, monkey
     store.take_runner(sweep.id, Runner("r", "host", 1), 30, lambda _: False)
     claim = claimed(store, sweep, lease_seconds=0)
     store.record(claim, [epoch_row(1)])
-    store.mark_mirrored(claim.trial_id, [1], 99)
+    store.mark_mirrored(claim.trial_id, None, [1], 99)
     store.audit(claim, against(claim))
     store.finish(claim, TrialState.COMPLETE, "learned", "done", None, {})
     store.mark_told(claim.trial_id)
@@ -420,7 +377,7 @@ def test_a_sweep_comes_back_as_it_was_made(store: Store) -> None:
     (trial,) = store.trials(made.id)
     assert (trial.number, trial.name, trial.in_space, trial.state) == (0, "original", False, TrialState.WAITING)
     assert (trial.hyperparameters, trial.overrides) == ({"learning_rate": 1e-4}, {"patience": 15})
-    store.set_experiment(made.id, "7")
+    store.forget_mirrored(made.id, "http://a", "7")
     store.update_budget(made.id, {"trials": 5})
     again = sweep_now(store, "größe")
     assert (again.experiment_id, again.budget) == ("7", {"trials": 5})
@@ -1039,7 +996,7 @@ def test_a_trial_ends_once_with_its_reason(store: Store) -> None:
 
 def test_a_decision_is_kept_with_what_it_does(store: Store) -> None:
     sweep = running_sweep(store)
-    spared, stopped, untouched = (claimed(store, sweep) for _ in range(3))
+    spared, stopped, untouched = (asked(store, sweep) for _ in range(3))
     assert (store.decisions(sweep.id), store.decision(stopped.trial_id)) == ([], None)
     store.finish(stopped, TrialState.PRUNED, "never_learned", "flat", "futile", {}, against(stopped))
     store.audit(spared, against(spared, "audited", siblings=[]))
@@ -1146,25 +1103,38 @@ def test_a_trial_is_found_by_number_and_by_name(store: Store) -> None:
 
 # the mirror
 
+PLACE = ("http://a", "1")
+
+
+def set_run(
+    store: Store, claim: Claim, run_id: str, instead_of: str | None = None, place: tuple[str, str] = PLACE
+) -> str | None:
+    return store.set_run_id(claim.sweep_id, claim.trial_id, run_id, instead_of=instead_of, place=place)
+
 
 def test_the_mirror_gets_each_change_until_it_says_it_has_it(store: Store) -> None:
     sweep = running_sweep(store)
-    claim = claimed(store, sweep)
+    claim = asked(store, sweep)
     store.record(claim, [epoch_row(1), epoch_row(2)])
     (first,) = store.pending(sweep.id)
     assert first.trial == row_of(store, claim)
     assert [row.epoch for row in first.epochs] == [1, 2]
     store.record(claim, [epoch_row(3)])
-    store.set_run_id(claim.trial_id, "run-1")
-    store.mark_mirrored(claim.trial_id, [1, 2], first.trial.revision)
+    store.forget_mirrored(sweep.id, *PLACE)
+    set_run(store, claim, "run-1")
+    store.mark_mirrored(claim.trial_id, "run-1", [1, 2], first.trial.revision)
     (second,) = store.pending(sweep.id)
     assert [row.epoch for row in second.epochs] == [3]
     assert second.trial.run_id == "run-1"
-    store.mark_mirrored(claim.trial_id, [3], second.trial.revision)
+    store.mark_mirrored(claim.trial_id, "run-1", [3], second.trial.revision)
     assert store.pending(sweep.id) == []
-    store.mark_mirrored(claim.trial_id, [1, 2], first.trial.revision)  # a late one takes nothing back
+    store.mark_mirrored(claim.trial_id, "run-0", [1, 2], first.trial.revision)  # of a run that is its no more
     assert store.pending(sweep.id) == []
-    assert row_of(store, claim).mirrored_revision == second.trial.revision
+    store.mark_mirrored(claim.trial_id, "run-1", [1, 2], first.trial.revision)  # a late one has set the state back
+    (late,) = store.pending(sweep.id)
+    assert late.epochs == []
+    store.mark_mirrored(claim.trial_id, "run-1", [], late.trial.revision)
+    assert store.pending(sweep.id) == []
     store.finish(claim, TrialState.COMPLETE, "learned", "done", None, {})
     (third,) = store.pending(sweep.id)
     assert (third.trial.state, third.epochs) == (TrialState.COMPLETE, [])
@@ -1173,7 +1143,7 @@ def test_the_mirror_gets_each_change_until_it_says_it_has_it(store: Store) -> No
 def test_a_trial_stays_pending_while_an_epoch_of_it_does(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweeps.store._EPOCHS_AT_ONCE", 3)
     sweep = running_sweep(store)
-    claims = [claimed(store, sweep) for _ in range(3)]
+    claims = [asked(store, sweep) for _ in range(3)]
     for claim in claims:
         store.record(claim, [epoch_row(epoch) for epoch in (1, 2)])
     seen: Counter[tuple[int, int]] = Counter()
@@ -1184,13 +1154,77 @@ def test_a_trial_stays_pending_while_an_epoch_of_it_does(store: Store, monkeypat
         assert sum(len(each.epochs) for each in pending) in range(1, 4)
         for each in pending:
             seen.update((each.trial.number, row.epoch) for row in each.epochs)
-            store.mark_mirrored(each.trial.id, [row.epoch for row in each.epochs], each.trial.revision)
+            store.mark_mirrored(each.trial.id, None, [row.epoch for row in each.epochs], each.trial.revision)
     assert seen == Counter({(number, epoch): 1 for number in range(3) for epoch in (1, 2)})
     assert rounds == 2
 
 
+def test_of_two_that_set_the_run_the_first_wins(store: Store) -> None:
+    sweep = running_sweep(store)
+    claim = asked(store, sweep)
+    store.record(claim, [epoch_row(1)])
+    assert set_run(store, claim, "run-1") is None, "the sweep's runs belong nowhere yet"
+    store.forget_mirrored(sweep.id, *PLACE)
+    assert set_run(store, claim, "run-1") == "run-1"
+    assert set_run(store, claim, "run-2") == "run-1", "another was faster"
+    store.mark_mirrored(claim.trial_id, "run-1", [1], row_of(store, claim).revision)
+    assert store.count_pending(sweep.id) == (0, 0)
+    assert set_run(store, claim, "run-2", instead_of="run-1") == "run-2"
+    assert [row.epoch for each in store.pending(sweep.id) for row in each.epochs] == [1], "run-1 had it"
+    assert set_run(store, claim, "run-3", instead_of="run-2", place=("http://b", "1")) is None
+    assert row_of(store, claim).run_id == "run-2"
+    for run_id, stands in (("range-1", "range-1"), ("range-2", "range-1")):
+        assert store.set_run_id(sweep.id, None, run_id, instead_of=None, place=PLACE) == stands
+    found = store.find_sweep(sweep.name)
+    assert found is not None
+    assert found.facts["range_test_run"] == "range-1"
+
+
+def test_what_was_mirrored_is_forgotten_as_one(store: Store) -> None:
+    sweep, other = running_sweep(store), running_sweep(store, name="other")
+    for each in (sweep, other):
+        store.forget_mirrored(each.id, *PLACE)
+        store.set_run_id(each.id, None, "range", instead_of=None, place=PLACE)
+        claim = asked(store, each)
+        store.record(claim, [epoch_row(1), epoch_row(2)])
+        set_run(store, claim, "run")
+        store.mark_mirrored(claim.trial_id, "run", [1, 2], row_of(store, claim).revision)
+        assert store.count_pending(each.id) == (0, 0)
+    store.update_facts(sweep.id, {"kept": 1})
+    store.forget_mirrored(sweep.id)
+    found = store.find_sweep(sweep.name)
+    assert found is not None
+    assert (found.tracking, found.experiment_id) == (None, None)
+    assert "range_test_run" not in found.facts
+    assert found.facts["kept"] == 1
+    (again,) = store.pending(sweep.id)
+    assert again.trial.run_id is None
+    assert [row.epoch for row in again.epochs] == [1, 2]
+    assert store.count_pending(sweep.id) == (1, 2)
+    assert store.count_pending(other.id) == (0, 0)
+
+
+def test_pages_of_what_is_pending_follow_one_another(store: Store) -> None:
+    sweep = running_sweep(store)
+    claims = [asked(store, sweep) for _ in range(5)]
+    seen, last = [], -1
+    while page := store.pending(sweep.id, after=last, limit=2):
+        last = page[-1].trial.number
+        seen += [each.trial.number for each in page]
+    assert seen == [claim.number for claim in claims]
+
+
+def test_a_trial_without_parameters_has_nothing_to_show(store: Store) -> None:
+    sweep = running_sweep(store)
+    claim = claimed(store, sweep)
+    assert (store.pending(sweep.id), store.count_pending(sweep.id)) == ([], (0, 0))
+    store.set_hyperparameters(claim, {"lr": 1.0}, None)
+    assert [each.trial.id for each in store.pending(sweep.id)] == [claim.trial_id]
+
+
 def test_the_revision_counts_what_a_reader_of_the_run_would_see(store: Store) -> None:
     sweep = running_sweep(store)
+    store.forget_mirrored(sweep.id, *PLACE)
     claim = claimed(store, sweep)
 
     def steps(change: Callable[[], object]) -> int:
@@ -1205,8 +1239,8 @@ def test_the_revision_counts_what_a_reader_of_the_run_would_see(store: Store) ->
         lambda: store.record(claim, [epoch_row(1)]),
         lambda: store.renew(claim, 60),
         lambda: store.reserve_epoch(claim, 2),
-        lambda: store.set_run_id(claim.trial_id, "run"),
-        lambda: store.mark_mirrored(claim.trial_id, [1], 1),
+        lambda: set_run(store, claim, "run"),
+        lambda: store.mark_mirrored(claim.trial_id, "run", [1], 1),
         lambda: store.mark_told(claim.trial_id),
     ):
         assert steps(unseen) == 0

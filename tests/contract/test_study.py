@@ -379,8 +379,8 @@ def test_orphans_are_failed_and_nothing_else(store: Store, study: Study) -> None
         trial_row(1, optuna_trial_id=ours),
         trial_row(2, TrialState.WAITING),
     ]
-    study.fail_orphans(known)
-    study.fail_orphans(known)
+    for _ in range(2):
+        study.fail(study.orphans(known))
     states = {trial._trial_id: trial.state for trial in recorded(store)}
     assert states == {done: OptunaState.COMPLETE, ours: OptunaState.RUNNING, orphan: OptunaState.FAIL}
 

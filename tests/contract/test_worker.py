@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,14 @@ import pytest
 
 from model.floors import Floors
 from model.types import EpochReport, TrainingConfig
-from sweeps import worker
+from sweeps import judging
 from sweeps.audit import is_audited
 from sweeps.pruning import Decision
 from sweeps.records import Claim, SweepRow
 from sweeps.spec import SweepSpec
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
+from sweeps.worker import suggested
 from tests.curves import CONSTANT_WER, STEPS, report, run
 from tests.rows import VALUES
 
@@ -57,9 +59,18 @@ def found(store: Store) -> SweepRow:
     return sweep
 
 
-def begin(store: Store, sweep: SweepRow, rate: float = 1e-3, lease_seconds: float = 60) -> Claim:
-    claim = store.claim(sweep.id, "worker", lease_seconds)
+_workers = itertools.count()
+
+
+def begin_without(store: Store, sweep: SweepRow, lease_seconds: float = 60) -> Claim:
+    """A trial of a worker of its own, which may have no hyperparameters yet."""
+    claim = store.claim(sweep.id, f"worker {next(_workers)}", lease_seconds)
     assert claim is not None
+    return claim
+
+
+def begin(store: Store, sweep: SweepRow, rate: float = 1e-3, lease_seconds: float = 60) -> Claim:
+    claim = begin_without(store, sweep, lease_seconds)
     if claim.hyperparameters is None:
         store.set_hyperparameters(claim, {**VALUES, "learning_rate": rate}, None)
     return claim
@@ -69,10 +80,10 @@ def config(spec: SweepSpec, claim: Claim, rate: float = 1e-3) -> TrainingConfig:
     return spec.training(claim.number, {**VALUES, "patience": 30, "learning_rate": rate}, {})
 
 
-def judged(store: Store, sweep: SweepRow, spec: SweepSpec, claim: Claim, curve: list[EpochReport]) -> bool:
+def judged(store: Store, sweep: SweepRow, spec: SweepSpec, claim: Claim, curve: list[EpochReport]) -> TrialState | None:
     """Record the epochs, and ask whether the trial is over."""
-    worker.record(store, claim, curve, CONSTANT_WER)
-    return worker.finish_if_over(spec, store, sweep, claim, config(spec, claim), curve)
+    judging.record(store, claim, curve, CONSTANT_WER)
+    return judging.finish_if_over(spec, store, sweep, claim, config(spec, claim), curve)
 
 
 @pytest.fixture
@@ -184,7 +195,7 @@ def test_optunas_pruners_decide_and_are_audited_the_same_way(store: Store, sweep
         over = judged(store, sweep, spec, claim, run(4, 1e-3))
         decision = store.decision(claim.trial_id)
         assert decision is not None
-        assert (decision.action, over) == (action, action == "stopped")
+        assert (decision.action, over) == (action, TrialState.PRUNED if action == "stopped" else None)
         assert decision.reason
         assert decision.counterfactual
 
@@ -197,9 +208,9 @@ def slow(store: Store, sweep: SweepRow, spec: SweepSpec, rate: float = 1e-5, epo
     claim = begin(store, sweep, rate)
     metrics = {"dev/wer": 1.0, "train/loss": 9.0, "dev/loss": 9.0, "probe/swap_t": 0.5}
     curve = [replace(r, metrics=metrics) for r in run(epochs, rate)]
-    worker.record(store, claim, curve, CONSTANT_WER)
-    if worker.finish_if_over(spec, store, sweep, claim, config(spec, claim, rate), curve):
-        worker.is_paused(spec, store, sweep)
+    judging.record(store, claim, curve, CONSTANT_WER)
+    if judging.finish_if_over(spec, store, sweep, claim, config(spec, claim, rate), curve):
+        judging.is_paused(spec, store, sweep)
     return claim
 
 
@@ -207,7 +218,7 @@ def test_a_sweep_in_which_nothing_takes_off_pauses_and_goes_on_when_run_again(st
     spec = spec_of()
     for _ in range(3):
         slow(store, sweep, spec)
-    assert not worker.is_paused(spec, store, sweep)
+    assert not judging.is_paused(spec, store, sweep)
     assert found(store).facts == sweep.facts
     slow(store, sweep, spec, 2e-5)  # the fourth of twelve
     alarmed = found(store)
@@ -215,10 +226,10 @@ def test_a_sweep_in_which_nothing_takes_off_pauses_and_goes_on_when_run_again(st
     assert alarmed.facts["alarm"]["cause"] == "rates_too_low"
     assert alarmed.facts["alarm"]["proposal"] == {"low": 2.1e-5, "high": 6.3e-4}
     assert alarmed.reason == "nothing takes off (likely cause: rates too low); run it again to go on all the same"
-    assert worker.is_paused(spec, store, sweep), "another worker hands its trial back"
+    assert judging.is_paused(spec, store, sweep), "another worker hands its trial back"
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
     slow(store, sweep, spec)
-    assert not worker.is_paused(spec, store, sweep)
+    assert not judging.is_paused(spec, store, sweep)
     assert found(store).facts == alarmed.facts, "an alarm is raised once"
 
 
@@ -228,7 +239,7 @@ def test_it_may_go_on_by_itself(store: Store, sweep: SweepRow) -> None:
         slow(store, sweep, spec)
     assert found(store).state is SweepState.RUNNING
     assert found(store).facts["alarm"]["cause"] == "rates_too_low"
-    assert not worker.is_paused(spec, store, sweep)
+    assert not judging.is_paused(spec, store, sweep)
 
 
 def test_a_takeoff_before_or_a_failed_trial_keeps_it_quiet(store: Store, sweep: SweepRow) -> None:
@@ -238,12 +249,12 @@ def test_a_takeoff_before_or_a_failed_trial_keeps_it_quiet(store: Store, sweep: 
     for _ in range(5):  # a fault is not a chance that was had
         claim = slow(store, sweep, spec, epochs=23)
         store.finish(claim, TrialState.FAILED, None, "a fault", "fault", {})
-    assert not worker.is_paused(spec, store, sweep)
+    assert not judging.is_paused(spec, store, sweep)
     learning = begin(store, sweep)
-    worker.record(store, learning, run(9, 1e-3, takeoff=8), CONSTANT_WER)
+    judging.record(store, learning, run(9, 1e-3, takeoff=8), CONSTANT_WER)
     for _ in range(3):
         slow(store, sweep, spec)
-    assert not worker.is_paused(spec, store, sweep)
+    assert not judging.is_paused(spec, store, sweep)
     assert "alarm" not in found(store).facts
 
 
@@ -256,15 +267,14 @@ def test_trials_to_come_take_their_rate_from_the_bounds_that_were_found_out(
 ) -> None:
     spec = spec_of(space={"learning_rate": {"low": 1e-5, "high": 2e-5, "log": True}}, sampler=sampler)
 
-    def suggested() -> float:
-        claim = store.claim(sweep.id, "worker", 60)
-        assert claim is not None
-        values = worker._suggested(spec, store, sweep, claim)
+    def rate() -> float:
+        claim = begin_without(store, sweep)
+        values = suggested(spec, store, sweep, claim)
         store.set_hyperparameters(claim, dict(values), None)
         return float(values["learning_rate"])
 
-    assert all(1e-5 <= suggested() <= 2e-5 for _ in range(3))
+    assert all(1e-5 <= rate() <= 2e-5 for _ in range(3))
     store.update_facts(sweep.id, {"learning_rate_bounds": {"low": 3e-4, "high": 9e-3, "by": "alarm"}})
-    rates = [suggested() for _ in range(6)]
-    assert all(3e-4 <= rate <= 9e-3 for rate in rates)
+    rates = [rate() for _ in range(6)]
+    assert all(3e-4 <= each <= 9e-3 for each in rates)
     assert max(rates) / min(rates) > 3

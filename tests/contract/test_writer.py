@@ -120,7 +120,7 @@ class MlflowContract(WriterContract):
         name = f"deleted {uuid.uuid4()}"
         experiment_id = open_experiment(uri, name).experiment_id
         MlflowClient(uri).delete_experiment(experiment_id)
-        with pytest.raises(TrackingRefused, match=f"rename the sweep.*restore --experiment-id {experiment_id}"):
+        with pytest.raises(TrackingRefused, match=f"restore --experiment-id {experiment_id}.*another name"):
             open_experiment(uri, name)
 
     def test_a_deleted_run_is_refused(self, uri: str, experiment: ExperimentWriter) -> None:
@@ -140,9 +140,30 @@ class MlflowContract(WriterContract):
 
         monkeypatch.setattr(MlflowClient, "create_run", create_twice)
         run = experiment.run("sweep/1", "first", 1_000)
+        assert experiment.settle("sweep/1", run.run_id).run_id == run.run_id
         (kept,) = MlflowClient(uri).search_runs([experiment.experiment_id])
         assert kept.info.run_id == run.run_id
         assert kept.info.status == "SCHEDULED"
+
+    def test_of_two_that_two_callers_made_the_one_they_agree_on_is_left(
+        self, uri: str, experiment: ExperimentWriter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = type(experiment)._search  # type: ignore[attr-defined]
+        with monkeypatch.context() as patch:
+            patch.setattr(type(experiment), "_search", lambda *_: set())  # neither sees the other's
+            mine, theirs = (experiment.run("sweep/1", "first", 1_000) for _ in range(2))
+        assert found(experiment, "sweep/1") == {mine.run_id, theirs.run_id}
+        kept = max(mine.run_id, theirs.run_id)
+        for _ in range(2):
+            assert experiment.settle("sweep/1", kept).run_id == kept
+        assert experiment.run("sweep/1", "first", 1_000).run_id == kept
+
+    def test_it_is_known_by_its_address_without_a_password_or_by_the_name_it_is_given(self, uri: str) -> None:
+        name = f"known {uuid.uuid4()}"
+        assert open_experiment(uri, name).tracking == uri
+        assert open_experiment(uri, name, "sqlite:////home/mlflow.db").tracking == "sqlite:////home/mlflow.db"
+        if uri.startswith("http"):
+            assert open_experiment(uri.replace("//", "//user:secret@"), name).tracking == uri
 
 
 @pytest.fixture(scope="module")

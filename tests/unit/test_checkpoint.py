@@ -105,6 +105,18 @@ def test_a_torn_file_is_refused(tmp_path: Path, share: float) -> None:
     refused(path)
 
 
+@pytest.mark.parametrize("place", range(0, 48, 8))
+def test_a_byte_that_has_changed_is_noticed(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"w": torch.arange(12.0)})
+    whole = bytearray(path.read_bytes())
+    numbers = torch.arange(12.0).numpy().tobytes()
+    whole[whole.index(numbers) + place] ^= 0xFF
+    path.write_bytes(whole)
+    assert not torch.equal(torch.load(path, weights_only=True)["w"], torch.arange(12.0)), "torch alone says nothing"
+    refused(path)
+
+
 class Foreign:
     """A pickle that makes a folder where it is opened."""
 
@@ -140,6 +152,7 @@ def test_no_file_and_no_permission_are_said_as_such(tmp_path: Path, monkeypatch:
     def denied(*arguments: Any, **options: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
+    save_checkpoint(tmp_path / "last.pt", STATE)
     monkeypatch.setattr(torch, "load", denied)
     with pytest.raises(PermissionError):  # never "not whole; delete it"
         load_checkpoint(tmp_path / "last.pt")

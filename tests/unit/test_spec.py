@@ -22,9 +22,11 @@ from sweeps.spec import (
     Plateau,
     SpecError,
     SweepSpec,
+    corpus_of,
     differing_paths,
     digest,
     load_spec,
+    spec_of,
 )
 from sweeps.states import SweepState
 
@@ -432,8 +434,15 @@ def test_a_digest_has_no_room_for_nan() -> None:
 
 
 def sweep_row(spec: SweepSpec, corpus: CorpusConfig) -> SweepRow:
-    nothing: dict[str, Any] = {"facts": {}, "reason": "", "runner": None, "runner_beat_at": None, "experiment_id": None}
-    times: dict[str, Any] = {"created_at": 0.0, "started_at": None, "finished_at": None, "seconds": 0.0}
+    nothing: dict[str, Any] = {"facts": {}, "reason": "", "runner": None, "runner_beat_at": None}
+    nowhere: dict[str, Any] = {"tracking": None, "experiment_id": None}
+    times: dict[str, Any] = {
+        "created_at": 0.0,
+        "started_at": None,
+        "resumed_at": None,
+        "finished_at": None,
+        "seconds": 0.0,
+    }
     return SweepRow(
         id=1,
         name=spec.name,
@@ -442,6 +451,7 @@ def sweep_row(spec: SweepSpec, corpus: CorpusConfig) -> SweepRow:
         budget=spec.budget.model_dump(),
         state=SweepState.PENDING,
         **nothing,
+        **nowhere,
         **times,
     )
 
@@ -454,10 +464,10 @@ def test_the_spec_comes_back_from_the_database(load: Load, tmp_path: Path) -> No
     )
     row = sweep_row(spec, spec.corpus.config())
     assert yaml.safe_load(yaml.safe_dump(row.spec)) == row.spec, "not plain JSON"
-    back = service.spec_of(row)
+    back = spec_of(row)
     assert back == spec
     assert digest(back.identity()) == row.digest
-    assert service.corpus_of(row).path == Path("here").resolve()
+    assert corpus_of(row).path == Path("here").resolve()
 
 
 # what the trials are

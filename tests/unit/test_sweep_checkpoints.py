@@ -15,7 +15,9 @@ import torch
 from model.checkpoint import Files, read
 from model.corpus.data import Corpus, CorpusConfig, load_corpus
 from model.types import EpochReport, TrainingConfig
-from sweeps.checkpoints import resume, save, trial_files
+from sweeps import checkpoints
+from sweeps.checkpoints import attempts, expire, forget_earlier, has_room, save, settle, trial_files, unsettled
+from sweeps.states import TrialState
 from tests.corpora import write_corpus
 from tests.curves import run
 
@@ -48,10 +50,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    return trial_files(tmp_path / "checkpoints" / "s", 7)
+    return trial_files(tmp_path / "checkpoints" / "s", 7, 1)
 
 
 ME = {"sweep": "s1", "corpus": "abc", **TrainingConfig().model_dump()}
+
+
+def resume(files: Files, identity: Mapping[str, Any], trainer: Counter, attempt: int = 1) -> list[EpochReport]:
+    return checkpoints.resume(files.last.parent, 7, attempt, identity, trainer)
 
 
 def put(files: Files, corpus: Corpus, epochs: int, *, identity: dict[str, Any] = ME, better: bool = False) -> None:
@@ -60,8 +66,8 @@ def put(files: Files, corpus: Corpus, epochs: int, *, identity: dict[str, Any] =
 
 
 def test_each_trial_has_three_files_that_sort_by_number(tmp_path: Path) -> None:
-    names = [path.name for path in vars(trial_files(tmp_path, 7)).values()]
-    assert names == ["00007.pt", "00007.previous.pt", "00007.best.pt"]
+    names = [path.name for path in vars(trial_files(tmp_path, 7, 1)).values()]
+    assert names == ["00007.1.pt", "00007.1.previous.pt", "00007.1.best.pt"]
 
 
 def test_trainer_and_epochs_come_back(files: Files, corpus: Corpus) -> None:
@@ -86,7 +92,7 @@ def test_the_last_two_and_the_best_are_kept_and_nothing_else(files: Files, corpu
     for epochs in range(1, 5):
         put(files, corpus, epochs, better=epochs == 2)
     lengths = {path.name: len(read(path).reports) for path in files.last.parent.iterdir()}
-    assert lengths == {"00007.pt": 4, "00007.previous.pt": 3, "00007.best.pt": 2}
+    assert lengths == {"00007.1.pt": 4, "00007.1.previous.pt": 3, "00007.1.best.pt": 2}
 
 
 def test_without_one_the_trial_begins_at_epoch_1(files: Files) -> None:
@@ -101,7 +107,7 @@ def test_that_of_another_trial_is_not_taken(files: Files, corpus: Corpus, caplog
     with caplog.at_level(logging.WARNING):
         assert resume(files, ME, trainer) == []
     assert trainer.epoch == 0
-    assert f"{files.last}: differs in dropout, sweep; the trial begins at epoch 1" in caplog.text
+    assert f"{files.last}: differs in dropout, sweep; it is not taken" in caplog.text
 
 
 def test_a_setting_that_came_later_is_no_difference_at_its_default(files: Files, corpus: Corpus) -> None:
@@ -117,7 +123,10 @@ def test_where_the_last_is_not_whole_the_one_before_is_taken(
 ) -> None:
     put(files, corpus, 2)
     put(files, corpus, 3)
-    for path, epochs, said in ((files.last, 2, "going on from 00007.previous.pt"), (files.previous, 0, "at epoch 1")):
+    for path, epochs, said in (
+        (files.last, 2, "going on from 00007.1.previous.pt"),
+        (files.previous, 0, "or at epoch 1"),
+    ):
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
         trainer = Counter()
@@ -149,3 +158,91 @@ def test_one_of_another_maker_is_not_taken(files: Files) -> None:
     assert resume(files, ME, Counter()) == []
     torch.save([1, 2], files.last)
     assert resume(files, ME, Counter()) == []
+
+
+# attempts
+
+
+def attempt(files: Files, number: int) -> Files:
+    return trial_files(files.last.parent, 7, number)
+
+
+def names(files: Files) -> list[str]:
+    return sorted(path.name for path in files.last.parent.iterdir())
+
+
+def test_the_next_attempt_goes_on_from_the_last_one_and_takes_the_best_along(files: Files, corpus: Corpus) -> None:
+    put(files, corpus, 1, better=True)
+    put(files, corpus, 2)
+    trainer = Counter()
+    assert len(resume(files, ME, trainer, attempt=2)) == trainer.epoch == 2
+    assert attempts(files.last.parent, 7) == [2, 1]
+    put(attempt(files, 2), corpus, 3)
+    forget_earlier(files.last.parent, 7, 2)
+    assert names(files) == ["00007.2.best.pt", "00007.2.pt"]
+    assert len(read(attempt(files, 2).best).reports) == 1
+
+
+def test_what_a_worker_that_was_declared_dead_writes_late_is_not_read(files: Files, corpus: Corpus) -> None:
+    put(files, corpus, 2)
+    resume(files, ME, Counter(), attempt=2)
+    put(attempt(files, 2), corpus, 5)
+    put(files, corpus, 3)  # the first attempt wakes up
+    trainer = Counter()
+    assert len(resume(files, ME, trainer, attempt=3)) == 5
+    assert trainer.epoch == 5
+    assert len(resume(files, ME, Counter(), attempt=1)) == 3, "nor does the first look at what came later"
+
+
+def test_where_an_attempt_left_no_whole_checkpoint_the_one_before_is_taken(
+    files: Files, corpus: Corpus, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(files, corpus, 2)
+    put(attempt(files, 2), corpus, 3)
+    attempt(files, 2).last.write_bytes(b"torn")
+    with caplog.at_level(logging.WARNING):
+        assert len(resume(files, ME, Counter(), attempt=3)) == 2
+    assert "the trial begins at an earlier one" in caplog.text
+
+
+# once it is over
+
+
+def test_a_complete_trial_keeps_its_last_and_its_best(files: Files, corpus: Corpus) -> None:
+    for epochs in (1, 2, 3):
+        put(files, corpus, epochs, better=epochs == 2)
+    folder = files.last.parent
+    assert list(unsettled(folder)) == [7]
+    for _ in range(2):
+        settle(folder, 7, TrialState.COMPLETE)
+        assert names(files) == ["00007.best.pt", "00007.pt"]
+    assert list(unsettled(folder)) == []
+    final = trial_files(folder, 7)
+    assert (len(read(final.last).reports), len(read(final.best).reports)) == (3, 2)
+
+
+@pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.CANCELLED])
+def test_one_that_came_to_nothing_is_kept_without_the_optimizer_and_for_some_days(
+    files: Files, corpus: Corpus, state: TrialState
+) -> None:
+    class WithOptimizer(Counter):
+        def state_dict(self) -> dict[str, Any]:
+            return {**super().state_dict(), "optimizer": torch.zeros(100_000)}
+
+    save(files, "s/7", ME, WithOptimizer(1), TrainingConfig(), corpus, run(1, 1e-3), better=True)
+    whole, folder = files.last.stat().st_size, files.last.parent
+    settle(folder, 7, state)
+    final = trial_files(folder, 7)
+    assert final.last.stat().st_size < whole - 300_000
+    assert set(read(final.last).trainer) == {"epoch", "weights"}
+    assert expire(folder, [7], days=1) == 0
+    assert expire(folder, [8], days=0) == 0
+    assert expire(folder, [7], days=0) == 2
+    assert names(files) == []
+
+
+def test_room_is_tried(tmp_path: Path) -> None:
+    assert has_room(tmp_path, 3 << 20)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    assert not has_room(tmp_path / "file", 1)

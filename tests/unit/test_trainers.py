@@ -11,7 +11,7 @@ import pytest
 from model.ctc import CTCTrainer
 from model.floors import Floors
 from model.types import EpochReport, TrainingConfig
-from sweeps import pruning, service, trainers, worker
+from sweeps import judging, pruning, service, trainers
 from sweeps.display import epoch_line
 from sweeps.errors import TrainerChanged, TrainerNotFound
 from sweeps.records import EpochRow
@@ -228,7 +228,7 @@ def test_a_divergence_is_told_without_a_learning_rate(home: Home, tmp_path: Path
     claim = store.claim(sweep.id, "worker", 60)
     assert claim is not None
     last = EpochReport(1, 10, {"dev/wer": float("nan")}, steps_in_epoch=10, skipped_steps=10)
-    assert worker.finish_if_over(SPEC, store, sweep, claim, SPEC.trainer, [last])
+    assert judging.finish_if_over(SPEC, store, sweep, claim, SPEC.trainer, [last]) is TrialState.PRUNED
     trial = store.trials(sweep.id)[0]
     assert (trial.state, trial.verdict) == (TrialState.PRUNED, "diverged")
     assert trial.reason.startswith("Diverged: 10 of 10 steps of epoch 1 were not finite. At most 1% of the steps")

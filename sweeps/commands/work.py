@@ -1,0 +1,152 @@
+"""`sweeps work`: workers for the sweeps of a database, on this machine."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sweeps import service
+from sweeps.commands.dashboards import Tracking, tracking_server
+from sweeps.commands.mirror import mirror_of
+from sweeps.commands.options import (
+    LEASE_SECONDS,
+    CheckpointsOption,
+    DatabaseOption,
+    HomeOption,
+    LeaseOption,
+    MissingTrackingOption,
+    TrackingOption,
+    opened,
+    stopping,
+)
+from sweeps.display import EventLog
+from sweeps.errors import DatabaseUnavailable
+from sweeps.house import House
+from sweeps.keeper import BEAT_SECONDS
+from sweeps.mirror import Mirror
+from sweeps.patience import wait
+from sweeps.processes import this_runner
+from sweeps.records import SweepRow
+from sweeps.runner import POLL_SECONDS, Workers
+from sweeps.settings import Home, find_home
+from sweeps.store import Store
+from sweeps.trainers import load_trainer, resolved
+from sweeps.worker import Job
+
+log = logging.getLogger(__name__)
+
+
+def work(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[SWEEP]...", help="Default: every sweep")] = None,
+    home: HomeOption = None,
+    database: DatabaseOption = None,
+    tracking_uri: TrackingOption = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train, a trial each")] = 1,
+    trainer: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.py:NAME", help="For sweeps with a trainer of their own: where it is here"),
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Where the corpus is on this machine, if not where the sweep was made")
+    ] = None,
+    checkpoints: CheckpointsOption = None,
+    lease_seconds: LeaseOption = LEASE_SECONDS,
+    allow_missing_tracking: MissingTrackingOption = False,
+    until_done: Annotated[bool, typer.Option("--until-done", help="End once no sweep has a trial left")] = False,
+) -> None:
+    """Train the trials of sweeps that run, until Ctrl-C: any number of these, on any machine that reaches the database.
+
+    Ctrl-C or SIGTERM drops the epochs in hand and hands the trials back; another worker goes on with them.
+
+    One of these processes keeps each sweep: it takes trials from workers that died, and ships to MLflow. Where
+    --database names a shared one, only those that are given a --tracking-uri ship.
+    """
+    where, me = find_home(home), replace(this_runner(), yields=True)
+    trainer = resolved(trainer)
+    if trainer is not None:
+        load_trainer(trainer)
+    with stopping() as stop, opened(where, database) as store:
+        for name in names or ():
+            service.find_sweep(store, name)
+        job = Job(
+            worker="",
+            database_url=store.url,
+            sweeps=tuple(names or ()),
+            home=where,
+            checkpoints=checkpoints or where.checkpoints,
+            log=where.workers,
+            lease_seconds=lease_seconds,
+            trainer=trainer,
+            corpus=corpus,
+            until_done=until_done,
+        )
+        with ExitStack() as servers:
+
+            @cache
+            def tracking() -> Tracking:
+                """A local server is started when the first sweep is kept, not by every process that works."""
+                required = not allow_missing_tracking
+                return servers.enter_context(tracking_server(where, tracking_uri, required=required))
+
+            ships = tracking_uri is not None or database is None
+            if not ships:
+                print("no --tracking-uri: another process ships to MLflow, or `sweeps mirror` does", flush=True)
+            elif tracking_uri is not None:
+                tracking()
+            fine = work_on(store, where, job, Workers(job, workers, me), tracking if ships else None, stop)
+    raise typer.Exit(130 if stop.is_set() else 0 if fine else 1)
+
+
+def work_on(
+    store: Store,
+    home: Home,
+    job: Job,
+    workers: Workers,
+    tracking: Callable[[], Tracking] | None,
+    stop: threading.Event,
+) -> bool:
+    """Until `stop` is set, or the workers have ended; False if one of them could not work on a sweep."""
+
+    def mirrored(sweep: SweepRow, is_kept: Callable[[], bool]) -> Mirror:
+        assert tracking is not None
+        return mirror_of(store, sweep, home, tracking(), may_ship=is_kept)
+
+    make_mirror = None if tracking is None else mirrored
+    house = House(store, workers.runner, job.lease_seconds, job.checkpoints, make_mirror)
+    events = EventLog(store, lambda event: event.worker is None or event.worker in workers.ids)
+    dead: set[str] = set()
+    pass_at = 0.0
+    print(f"working on {', '.join(job.sweeps) or 'every sweep'}; logs are in {job.log}", flush=True)
+    while not stop.is_set() and not workers.ended:
+        dead |= workers.look()
+        wait(POLL_SECONDS, stop.is_set)
+        if not dead and time.monotonic() < pass_at:
+            continue
+        pass_at = time.monotonic() + BEAT_SECONDS
+        try:
+            house.make_pass(service.sweeps_named(store, job.sweeps), dead)
+            events.show(service.sweeps_named(store, job.sweeps), sys.stdout)
+            dead = set()
+        except DatabaseUnavailable as error:
+            log.warning("%s; trying again", error)
+    workers.end()
+    try:
+        sweeps = service.sweeps_named(store, job.sweeps)
+        house.make_pass(sweeps, workers.ids)
+        house.close(sweeps)
+        events.show(sweeps, sys.stdout)
+    except DatabaseUnavailable as error:
+        log.warning("%s; the trials of this process wait until their leases run out", error)
+    for name, trouble in house.trouble.items():
+        print(f"warning: {name}: MLflow did not take everything ({trouble}); `sweeps mirror` sends it", file=sys.stderr)
+    return not any(event.kind == "worker_refused" for event in events.shown)
