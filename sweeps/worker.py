@@ -11,8 +11,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -25,8 +25,8 @@ from model.corpus.annotations import CorpusError
 from model.corpus.data import Corpus, load_corpus
 from model.corpus.synthetic import generate
 from model.diagnosis import is_best
-from model.types import Hyperparameters, Stopped
-from sweeps import checkpoints, judging
+from model.types import EpochReport, Hyperparameters, Stopped, Trainer
+from sweeps import checkpoint_share, checkpoints, judging
 from sweeps.errors import CannotWork, DatabaseUnavailable, DiskTrouble, LeaseLost, SweepError, SweepNotFound
 from sweeps.lease import Lease
 from sweeps.patience import patiently, wait
@@ -38,6 +38,7 @@ from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
 from sweeps.study import Study, suggest
 from sweeps.trainers import load_trainer, make_trainer, trainer_name
+from tracking.writer import ExperimentWriter, TrackingRefused, TrackingUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,9 @@ REST_SECONDS = 30.0
 
 RECYCLED = 75
 """Exit code of a worker that wants to be started anew, to give back memory that it cannot free."""
+
+SHARE_SECONDS = 2.5
+"""How long a trial that is handed back waits for its shared checkpoint."""
 
 GROWTH_MIB = 1024
 """A worker that holds so much more memory after a trial than after its first one is recycled."""
@@ -87,6 +91,8 @@ class Job:
     """Where the corpus lies on this machine, if not where the sweep was made."""
     until_done: bool = True
     """Whether it ends once its sweeps have nothing left for it."""
+    share_through: str | None = None
+    """Tracking URI of the MLflow server in whose artifacts checkpoints are shared; None: they are not."""
 
 
 @dataclass(frozen=True)
@@ -354,7 +360,7 @@ def train(
     config = spec.training(claim.number, values, claim.overrides)
     folder = job.checkpoints / sweep.name
     limited = sweep.budget.get("total_epochs") is not None or sweep.budget.get("hours") is not None
-    with Lease(store, claim, job.lease_seconds, stop) as lease:
+    with shared(job, store, sweep, claim) as share, Lease(store, claim, job.lease_seconds, stop) as lease:
         trainer = make_trainer(job.trainer, config, assignment.corpus)
         identity = {
             "sweep": assignment.key,
@@ -362,8 +368,10 @@ def train(
             "trainer": trainer_name(job.trainer),
             **config.model_dump(),
         }
-        reports = checkpoints.resume(folder, claim.number, claim.attempt, identity, trainer)
         files = checkpoints.trial_files(folder, claim.number, claim.attempt)
+        reports = checkpoints.resume(folder, claim.number, claim.attempt, identity, trainer)
+        if share is not None and len(reports) < claim.epochs and share.fetch(files.last, beyond=len(reports)):
+            reports = checkpoints.resume(folder, claim.number, claim.attempt, identity, trainer) or reports
         run = f"{sweep.name}/{claim.name or claim.number}"
         first = min(claim.epochs, len(reports))  # judged as well: a crash may have come between steps 4 and 5
         while True:
@@ -375,6 +383,8 @@ def train(
                     return
                 first = len(reports) + 1
                 if reason := _why_not_on(spec, store, sweep, claim, trainer.epoch + 1, stop):
+                    if share is not None:
+                        share.flush()
                     store.hand_back(claim, reason)
                     return
             except DatabaseUnavailable as error:
@@ -383,12 +393,10 @@ def train(
                     continue
                 log.warning("%s; training on", error)
             # Step 3
-            try:
-                report = trainer.train_epoch(lease.should_stop)
-            except Stopped:
-                _stopped(store, claim, lease)
-                return
-            if lease.over:
+            report = _epoch(trainer, lease)
+            if report is None or lease.over:
+                if share is not None and not lease.over:
+                    share.flush()
                 _stopped(store, claim, lease)
                 return
             better = is_best(report.wer, [r.wer for r in reports])
@@ -398,6 +406,73 @@ def train(
                 checkpoints.forget_earlier(folder, claim.number, claim.attempt)
             except OSError as error:
                 raise DiskTrouble(folder, _size(files), error) from error
+            if share is not None:
+                share.offer(files.last, len(reports))
+
+
+class Shared:
+    """A trial's checkpoints in the artifacts of its MLflow run. What fails here is a warning: the trial goes on."""
+
+    def __init__(self, store: Store, claim: Claim, experiment: ExperimentWriter) -> None:
+        self._store, self._claim, self._experiment = store, claim, experiment
+        self._share = checkpoint_share.Share(experiment)
+
+    def fetch(self, to: Path, beyond: int) -> bool:
+        """Write the checkpoint that the run holds to `to`, if it has more than `beyond` epochs."""
+        run_id = self._run_id()
+        try:
+            epochs = run_id and checkpoint_share.fetch(self._experiment, run_id, to, beyond)
+        except (TrackingUnavailable, TrackingRefused) as error:
+            log.warning("no checkpoint could be fetched: %s", error)
+            return False
+        if epochs:
+            log.info("trial %d: fetched a checkpoint of %d epochs", self._claim.number, epochs)
+        return bool(epochs)
+
+    def offer(self, file: Path, epochs: int) -> None:
+        """Upload it in the background, once the trial has a run."""
+        run_id = self._run_id()
+        if run_id is not None:
+            self._share.offer(run_id, file, epochs)
+
+    def flush(self) -> None:
+        """Wait for what was offered, but not for long: whoever is told to stop has seconds."""
+        self._share.flush(SHARE_SECONDS)
+
+    def close(self) -> None:
+        self._share.close()
+
+    def _run_id(self) -> str | None:
+        try:
+            return self._store.trial(self._claim.sweep_id, self._claim.number).run_id
+        except DatabaseUnavailable:
+            return None
+
+
+@contextmanager
+def shared(job: Job, store: Store, sweep: SweepRow, claim: Claim) -> Iterator[Shared | None]:
+    """The trial's shared checkpoints; None where they are not shared, or MLflow is away."""
+    if job.share_through is None:
+        yield None
+        return
+    from tracking.mlflow_writer import open_experiment
+
+    try:
+        share = Shared(store, claim, open_experiment(job.share_through, sweep.name))
+    except (TrackingUnavailable, TrackingRefused) as error:
+        log.warning("checkpoints are not shared: %s", error)
+        yield None
+        return
+    with closing(share):
+        yield share
+
+
+def _epoch(trainer: Trainer, lease: Lease) -> EpochReport | None:
+    """The report of the next epoch; None where it was dropped in the middle."""
+    try:
+        return trainer.train_epoch(lease.should_stop)
+    except Stopped:
+        return None
 
 
 def _why_not_on(spec: SweepSpec, store: Store, sweep: SweepRow, claim: Claim, epoch: int, stop: threading.Event) -> str:

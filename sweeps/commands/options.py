@@ -76,6 +76,15 @@ CheckpointsOption = Annotated[
     ),
 ]
 
+ShareOption = Annotated[
+    bool,
+    typer.Option(
+        "--share-checkpoints",
+        help="Keep each trial's last checkpoint in the artifacts of its MLflow run as well, for machines without a "
+        "shared folder",
+    ),
+]
+
 MissingTrackingOption = Annotated[
     bool,
     typer.Option(

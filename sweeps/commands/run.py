@@ -26,6 +26,7 @@ from sweeps.commands.options import (
     JsonOption,
     LeaseOption,
     MissingTrackingOption,
+    ShareOption,
     TrackingOption,
     TrainerOption,
     corpus_progress,
@@ -74,6 +75,7 @@ def run(
     ] = False,
     allow_missing_tracking: MissingTrackingOption = False,
     checkpoints: CheckpointsOption = None,
+    share_checkpoints: ShareOption = False,
     lease_seconds: LeaseOption = LEASE_SECONDS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check spec and corpus, print the plan, stop")] = False,
     as_json: JsonOption = False,
@@ -114,6 +116,7 @@ def run(
             allow_missing_tracking=allow_missing_tracking,
             lease_seconds=lease_seconds,
             checkpoints=checkpoints,
+            share_checkpoints=share_checkpoints,
         )
     raise typer.Exit(outcome)
 
@@ -134,6 +137,7 @@ def run_prepared(
     allow_missing_tracking: bool = False,
     lease_seconds: float = LEASE_SECONDS,
     checkpoints: Path | None = None,
+    share_checkpoints: bool = False,
 ) -> int:
     """Run the sweep, print what it came to, keep the dashboard open for a person; returns the exit code."""
     spec = prepared.spec
@@ -170,6 +174,7 @@ def run_prepared(
                     log=home.logs(spec.name),
                     lease_seconds=lease_seconds,
                     trainer=prepared.trainer,
+                    share_through=tracking.uri if share_checkpoints else None,
                 )
                 if spec.range_test and not skip_range_test and ramp.is_due(sweep, trials):
                     range_test(store, sweep, prepared, home, stop, words)

@@ -25,12 +25,13 @@ from sweeps.commands.options import (
     HomeOption,
     LeaseOption,
     MissingTrackingOption,
+    ShareOption,
     TrackingOption,
     opened,
     stopping,
 )
 from sweeps.display import EventLog
-from sweeps.errors import DatabaseUnavailable
+from sweeps.errors import DatabaseUnavailable, SweepError
 from sweeps.house import House
 from sweeps.keeper import BEAT_SECONDS
 from sweeps.mirror import Mirror
@@ -60,6 +61,7 @@ def work(
         Path | None, typer.Option(help="Where the corpus is on this machine, if not where the sweep was made")
     ] = None,
     checkpoints: CheckpointsOption = None,
+    share_checkpoints: ShareOption = False,
     lease_seconds: LeaseOption = LEASE_SECONDS,
     allow_missing_tracking: MissingTrackingOption = False,
     until_done: Annotated[bool, typer.Option("--until-done", help="End once no sweep has a trial left")] = False,
@@ -72,6 +74,8 @@ def work(
     --database names a shared one, only those that are given a --tracking-uri ship.
     """
     where, me = find_home(home), replace(this_runner(), yields=True)
+    if share_checkpoints and tracking_uri is None:
+        raise SweepError("--share-checkpoints needs --tracking-uri: a server that every machine reaches")
     trainer = resolved(trainer)
     if trainer is not None:
         load_trainer(trainer)
@@ -89,6 +93,7 @@ def work(
             trainer=trainer,
             corpus=corpus,
             until_done=until_done,
+            share_through=tracking_uri if share_checkpoints else None,
         )
         with ExitStack() as servers:
 

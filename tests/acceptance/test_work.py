@@ -26,7 +26,7 @@ from tests.acceptance.commands import (
     until_gone,
     write_spec,
 )
-from tracking.server import store_uri
+from tracking.server import local_server, store_uri
 
 Tried = Callable[..., tuple[int, str, str]]
 
@@ -180,3 +180,27 @@ def test_delete_asks_and_takes_everything_along(home: Path, tmp_path: Path, trie
     assert experiment is None or experiment.lifecycle_stage == "deleted"
     code, _, err = tried("delete", "tiny", "--home", home, "--yes")
     assert (code, "there is no sweep 'tiny'" in err) == (2, True)
+
+
+def test_a_trial_goes_on_elsewhere_from_the_checkpoint_that_its_run_holds(home: Path, tmp_path: Path) -> None:
+    """Two machines that share database and MLflow server, and no folder."""
+    created(home, tmp_path, **{**LONG, "budget": {"trials": 2}})
+    elsewhere = tmp_path / "elsewhere"
+    with local_server(tmp_path / "server") as server:
+        shared = ("--tracking-uri", server.url, "--share-checkpoints", "--lease-seconds", "10")
+        first = start(home, tmp_path, "work", *shared)
+        first.until(lambda: any(t.state == "RUNNING" and t.epochs >= 3 for t in trials_now(home)))
+        first.process.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 130, first.words()
+        (begun,) = [t for t in read(home)[1] if t.epochs]
+        database = ("--database", Home(home).database_url)
+        second = start(elsewhere, tmp_path, "work", "--until-done", *database, *shared)
+        assert second.wait() == 0, second.words()
+        until_gone(elsewhere)
+        logs = "".join(file.read_text(encoding="utf-8") for file in (elsewhere / "logs" / ".workers").glob("*.log"))
+        assert f"fetched a checkpoint of {begun.epochs} epochs" in logs
+        assert state(home) == "COMPLETE"
+        check_everything_arrived(home, server.url)
+    alone = tmp_path / "alone" / "home"
+    run(alone, alone.parent, "run", write_spec(alone.parent, **{**LONG, "budget": {"trials": 2}}), "--workers", "1")
+    assert curves(alone) == curves(home)
