@@ -27,7 +27,7 @@ from model.corpus.synthetic import generate
 from model.diagnosis import is_best
 from model.types import EpochReport, Hyperparameters, Stopped, Trainer
 from sweeps import checkpoint_share, checkpoints, judging
-from sweeps.errors import CannotWork, DatabaseUnavailable, DiskTrouble, LeaseLost, SweepError, SweepNotFound
+from sweeps.errors import CannotWork, DatabaseUnavailable, DiskTrouble, LeaseLost, SweepError
 from sweeps.lease import Lease
 from sweeps.patience import patiently, wait
 from sweeps.processes import obedient
@@ -183,9 +183,7 @@ class _Worker:
     def _sweeps(self) -> list[SweepRow]:
         """Those it works on, in the order in which it serves them."""
         known = {sweep.name: sweep for sweep in self._store.sweeps()}
-        if missing := [name for name in self._job.sweeps if name not in known]:
-            raise SweepNotFound(missing[0], known)
-        return [known[name] for name in self._job.sweeps or known]
+        return [known[name] for name in self._job.sweeps or known if name in known]  # one may have been deleted
 
     def _next(self) -> tuple[Assignment, Claim] | None:
         """Step 1: a trial of the first sweep that has one."""
