@@ -51,6 +51,8 @@ class House:
         self._store, self._runner, self._make_mirror = store, runner, make_mirror
         self._lease_seconds, self._checkpoints = lease_seconds, checkpoints
         self._kept: dict[int, _Kept] = {}
+        self._shipped: set[int] = set()
+        """Sweeps at rest that need nobody here: MLflow has all of them, or did not take it."""
         self.trouble: dict[str, str] = {}
         """By sweep: what MLflow has not taken of those that were let go."""
 
@@ -66,7 +68,7 @@ class House:
         for sweep in sweeps:
             if sweep.id in self._kept and self._kept[sweep.id].lost.is_set():
                 self._let_go(sweep)
-            if sweep.state in AT_WORK and sweep.id not in self._kept:
+            if sweep.id not in self._kept and self._needs_keeper(sweep):
                 self._take(sweep)
             if sweep.id in self._kept:
                 if self._kept[sweep.id].keeper.make_pass(dead_workers).state not in AT_WORK:
@@ -79,6 +81,17 @@ class House:
         for sweep in sweeps:
             if sweep.id in self._kept:
                 self._let_go(sweep)
+
+    def _needs_keeper(self, sweep: SweepRow) -> bool:
+        """It is at work; or it rests, and its keeper died before MLflow had all of it."""
+        if sweep.state in AT_WORK:
+            self._shipped.discard(sweep.id)
+            return True
+        if self._make_mirror is None or sweep.id in self._shipped:
+            return False
+        if self._store.count_pending(sweep.id) == (0, 0):
+            self._shipped.add(sweep.id)
+        return sweep.id not in self._shipped
 
     def _take(self, sweep: SweepRow) -> None:
         with ExitStack() as stack:
@@ -95,6 +108,7 @@ class House:
 
     def _let_go(self, sweep: SweepRow) -> None:
         kept = self._kept.pop(sweep.id)
+        self._shipped.add(sweep.id)
         with kept.hold:
             if kept.mirror is not None and not kept.mirror.finish(SHIP_SECONDS) and not kept.lost.is_set():
                 self.trouble[sweep.name] = kept.mirror.trouble

@@ -465,7 +465,9 @@ class Store:
                 ).scalar_one()
             connection.execute(update(trials).where(trials.c.id == trial_id).values(**lease))
             claim = Claim(*connection.execute(select(*_CLAIM).where(trials.c.id == trial_id)).one())
-            _tell(connection, sweep_id, _of(claim, "claimed"))
+            here = connection.execute(select(*_WORKER).where(workers.c.id == worker)).one_or_none()
+            about = {"host": here.host, "device": here.device, "versions": here.versions} if here else {}
+            _tell(connection, sweep_id, _of(claim, "claimed", **about))
             return claim
 
     def set_hyperparameters(

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +31,10 @@ def show(
     home: HomeOption = None,
     database: DatabaseOption = None,
     tracking_uri: TrackingOption = None,
+    events: Annotated[
+        bool,
+        typer.Option("--events", help="What happened to it, in order: claimed, handed back, reaped, refused, ended"),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List sweeps, or show one sweep, or one trial with its epochs."""
@@ -37,12 +42,16 @@ def show(
     if database is None and not (where.root / "sweeps.db").exists():
         raise SweepError(f"{where.root}: holds no sweep yet; run one, or name the right folder with --home")
     with opened(where, database) as store:
+        if events and path is None:
+            raise SweepError("--events: name the sweep, or SWEEP/TRIAL")
         if path is None:
             listing = [{"sweep": s.name, "state": s.state.value, "reason": s.reason} for s in store.sweeps()]
             if as_json:
                 print(json.dumps(listing))
             for row in [] if as_json else listing:
                 print(f"{row['sweep']}: {row['state']}  {row['reason']}")
+        elif events:
+            show_events(store, path, as_json)
         elif "/" in path:
             show_trial(store, path, as_json)
         else:
@@ -58,6 +67,19 @@ def show(
             else:
                 command = what["best"] and what["best"]["command"]
                 display.print_summary(sweep, rows, store.epochs, command, f"open with: {words}", found, sys.stdout)
+
+
+def show_events(store: Store, path: str, as_json: bool) -> None:
+    name, _, trial = path.partition("/")
+    sweep = service.find_sweep(store, name)
+    number = store.trial(sweep.id, trial).number if trial else None
+    told = [e for e in store.events(sweep.id) if number is None or e.trial_number == number]
+    if as_json:
+        print(json.dumps([asdict(event) for event in told], allow_nan=False))
+        return
+    for event in told:
+        at = datetime.fromtimestamp(event.at or 0.0).astimezone().isoformat(sep=" ", timespec="seconds")
+        print(f"{at}  {display.event_line(sweep, event)}{f'  [{event.worker}]' if event.worker else ''}")
 
 
 def show_trial(store: Store, path: str, as_json: bool) -> None:

@@ -130,6 +130,24 @@ def test_the_result_and_the_summary_say_what_was_learned(finished: Finished) -> 
     assert [t["counterfactual"] is None for t in result["trials"]] == [rule != "diverged" for rule in rules]
 
 
+def test_what_happened_is_told_in_order(finished: Finished, tried: Tried) -> None:
+    code, out, _ = tried("show", "tiny", "--events", "--json", "--home", finished.home)
+    events = json.loads(out)
+    assert code == 0
+    of_sweep = [e["kind"] for e in events if e["trial_number"] is None]
+    assert of_sweep == ["created", "running", "complete"]
+    for number in range(4):
+        mine = [e for e in events if e["trial_number"] == number]
+        assert [e["kind"] for e in mine][0] == "claimed"
+        assert mine[-1]["kind"] in ("complete", "pruned")
+        assert {"torch", "python"} <= mine[0]["data"]["versions"].keys()
+    code, out, _ = tried("show", "tiny/1", "--events", "--home", finished.home)
+    assert len(out.splitlines()) == 2
+    assert "tiny/1: claimed" in out
+    code, _, err = tried("show", "--events", "--home", finished.home)
+    assert (code, "name the sweep" in err) == (2, True)
+
+
 def test_nothing_is_left_running(finished: Finished) -> None:
     assert not living(finished.home)
     assert not [t for t in read(finished.home)[1] if not t.state.terminal]

@@ -559,6 +559,8 @@ def test_a_worker_is_known_until_it_goes_and_those_that_hold_a_trial_are_found(s
     store.register_worker(WorkerRow("one", "host", 8, 124.5, "cpu", {"torch": "2"}))
     claim = claimed(store, sweep, "two")
     assert [w.id for w in store.holders(sweep.id)] == ["two"]
+    told = store.events(sweep.id)[-1]
+    assert (told.kind, told.data) == ("claimed", {"host": "host", "device": "cpu", "versions": {"torch": "2"}})
     began = {w.id: w for w in store.workers()}
     assert (began["one"].pid, began["one"].process_started, began["one"].versions) == (8, 124.5, {"torch": "2"})
     assert store.renew(claim, 60)
