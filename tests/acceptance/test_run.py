@@ -138,7 +138,7 @@ def test_what_happened_is_told_in_order(finished: Finished, tried: Tried) -> Non
     assert of_sweep == ["created", "running", "complete"]
     for number in range(4):
         mine = [e for e in events if e["trial_number"] == number]
-        assert [e["kind"] for e in mine][0] == "claimed"
+        assert mine[0]["kind"] == "claimed"
         assert mine[-1]["kind"] in ("complete", "pruned")
         assert {"torch", "python"} <= mine[0]["data"]["versions"].keys()
     code, out, _ = tried("show", "tiny/1", "--events", "--home", finished.home)
