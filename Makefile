@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test slow lint check clean
+.PHONY: help demo test slow faults soak load lint check clean
 
 help:  ## what is here
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -25,6 +25,16 @@ test: $(VENV)/installed  ## the default test suite
 
 slow: $(VENV)/installed  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+faults: $(VENV)/installed  ## processes and servers die while sweeps run: docs/explanation/faults.md, about ten minutes
+	$(BIN)/python -m pytest -m faults tests/faults -n 2 --dist loadscope $(ARGS)
+	$(BIN)/python -m tests.faults.table
+
+soak: $(VENV)/installed  ## the same at random, for hours: ARGS="--plans 200 --seed 0"
+	$(BIN)/python -m tests.faults.soak $(ARGS)
+
+load: $(VENV)/installed  ## 20 workers, then 100 claimers, and nothing to train: docs/explanation/load.md, about ten minutes
+	$(BIN)/python -m tests.load $(ARGS)
 
 lint: $(VENV)/installed  ## style, types, layers
 	$(BIN)/ruff check .

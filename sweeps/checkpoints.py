@@ -119,7 +119,10 @@ def _latest(files: Files, identity: Mapping[str, Any]) -> Checkpoint | None:
 
 
 def forget_earlier(folder: Path, number: int, attempt: int) -> None:
-    """Remove what earlier attempts have left, once this one has a checkpoint of its own."""
+    """Remove what earlier attempts have left, once this one has a checkpoint of its own; and files with plain names,
+    which a trial under way has not: they are of another sweep that had this name.
+    """
+    _remove(trial_files(folder, number))
     for before in attempts(folder, number):
         if before < attempt:
             _remove(trial_files(folder, number, before))

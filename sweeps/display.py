@@ -258,16 +258,20 @@ class EventLog:
     def __init__(self, store: Store, wanted: Callable[[EventRow], bool]) -> None:
         self._store, self._wanted = store, wanted
         self._seen = {sweep.id: store.last_event(sweep.id) for sweep in store.sweeps()}
-        self.shown: list[EventRow] = []
+        self.refused = False
+        """Whether a worker had not what a sweep needs."""
 
-    def show(self, sweeps: Iterable[SweepRow], out: TextIO) -> None:
-        """Print what is new."""
+    def show(self, sweeps: Iterable[SweepRow], out: TextIO) -> bool:
+        """Print what is new; returns whether a trial ended."""
+        ended = False
         for sweep in sweeps:
             for event in self._store.events(sweep.id, after=self._seen.get(sweep.id, 0)):
                 self._seen[sweep.id] = event.id or 0
                 if self._wanted(event):
-                    self.shown.append(event)
+                    self.refused |= event.kind == "worker_refused"
+                    ended |= event.kind in ("complete", "pruned")
                     print(event_line(sweep, event), file=out, flush=True)
+        return ended
 
 
 def event_line(sweep: SweepRow, event: EventRow) -> str:

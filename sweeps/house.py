@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from sweeps.errors import SweepBusy
+from sweeps.errors import SweepBusy, SweepNotFound
 from sweeps.keeper import Keeper, holding
 from sweeps.mirror import Mirror
 from sweeps.records import Runner, SweepRow
@@ -29,6 +29,7 @@ MakeMirror = Callable[[SweepRow, Callable[[], bool]], Mirror]
 
 @dataclass(frozen=True)
 class _Kept:
+    name: str
     keeper: Keeper
     mirror: Mirror | None
     lost: Event
@@ -65,22 +66,36 @@ class House:
         Raises:
             DatabaseUnavailable
         """
+        for gone in self._kept.keys() - {sweep.id for sweep in sweeps}:
+            self._drop(gone)
         for sweep in sweeps:
-            if sweep.id in self._kept and self._kept[sweep.id].lost.is_set():
-                self._let_go(sweep)
-            if sweep.id not in self._kept and self._needs_keeper(sweep):
-                self._take(sweep)
-            if sweep.id in self._kept:
-                if self._kept[sweep.id].keeper.make_pass(dead_workers).state not in AT_WORK:
-                    self._let_go(sweep)
-            elif dead_workers:
-                self._store.reap(sweep.id, dead_workers, expired=False)
+            try:
+                if sweep.id in self._kept and self._kept[sweep.id].lost.is_set():
+                    self._let_go(sweep.id)
+                if sweep.id not in self._kept and self._needs_keeper(sweep):
+                    self._take(sweep)
+                if sweep.id in self._kept:
+                    if self._kept[sweep.id].keeper.make_pass(dead_workers).state not in AT_WORK:
+                        self._let_go(sweep.id)
+                elif dead_workers:
+                    self._store.reap(sweep.id, dead_workers, expired=False)
+            except SweepNotFound:  # deleted meanwhile
+                self._drop(sweep.id)
 
-    def close(self, sweeps: Collection[SweepRow]) -> None:
-        """Let all go, with what is pending shipped."""
-        for sweep in sweeps:
-            if sweep.id in self._kept:
-                self._let_go(sweep)
+    def close(self, workers: Collection[str]) -> None:
+        """Put back what these workers of this process held, ship what is pending, and let all go.
+
+        Raises:
+            DatabaseUnavailable: all are let go all the same.
+        """
+        try:
+            for sweep in self._store.sweeps():
+                self._store.reap(sweep.id, workers, expired=False)
+            for kept in self._kept.values():
+                kept.keeper.make_pass()
+        finally:
+            for sweep_id in list(self._kept):
+                self._let_go(sweep_id)
 
     def _needs_keeper(self, sweep: SweepRow) -> bool:
         """It is at work; or it rests, and its keeper died before MLflow had all of it."""
@@ -104,11 +119,19 @@ class House:
             if mirror is not None:
                 mirror.start()
             keeper = Keeper(self._store, study, sweep, self._lease_seconds, self._checkpoints / sweep.name)
-            self._kept[sweep.id] = _Kept(keeper, mirror, lost, stack.pop_all())
+            self._kept[sweep.id] = _Kept(sweep.name, keeper, mirror, lost, stack.pop_all())
 
-    def _let_go(self, sweep: SweepRow) -> None:
-        kept = self._kept.pop(sweep.id)
-        self._shipped.add(sweep.id)
+    def _let_go(self, sweep_id: int) -> None:
+        kept = self._kept.pop(sweep_id)
+        self._shipped.add(sweep_id)
         with kept.hold:
             if kept.mirror is not None and not kept.mirror.finish(SHIP_SECONDS) and not kept.lost.is_set():
-                self.trouble[sweep.name] = kept.mirror.trouble
+                self.trouble[kept.name] = kept.mirror.trouble
+
+    def _drop(self, sweep_id: int) -> None:
+        """It was deleted: there is nothing to ship."""
+        kept = self._kept.pop(sweep_id, None)
+        if kept is not None:
+            with kept.hold:
+                if kept.mirror is not None:
+                    kept.mirror.finish(0.0)

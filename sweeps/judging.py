@@ -182,7 +182,7 @@ def is_paused(spec: SweepSpec, store: Store, sweep: SweepRow) -> bool:
         return False
     if sweep.state is not SweepState.RUNNING:
         return True
-    trials = store.trials(sweep.id)
+    trials = store.siblings(sweep)
     took_off = sweep.floors.constant_wer - TAKEOFF_MARGIN
     if "alarm" in sweep.facts or any(t.best_wer is not None and t.best_wer <= took_off for t in trials):
         return False
@@ -201,24 +201,23 @@ def is_paused(spec: SweepSpec, store: Store, sweep: SweepRow) -> bool:
 
 def histories(spec: SweepSpec, store: Store, sweep: SweepRow, without: int | None = None) -> list[pruning.History]:
     """The sweep's trials as the rules see them, but for the one with the id `without`."""
-    rows = store.sweep_epochs(sweep.id)
     return [
         pruning.History(
             trial.number,
-            [row.report() for row in rows[trial.id]],
+            reports,
             config_of(spec, trial),
             sweep.floors.constant_wer,
             ended=trial.state.terminal,
             stopped=trial.state.terminal and trial.state is not TrialState.COMPLETE,
         )
-        for trial in store.trials(sweep.id)
-        if trial.id != without and rows.get(trial.id)
+        for trial, reports in store.curves(sweep)
+        if trial.id != without and reports
     ]
 
 
-def tell(store: Store, study: Study, sweep_id: int) -> None:
-    """Step 6, second half: Optuna hears of every finished trial it has not heard of."""
-    for trial in store.untold(sweep_id):
+def tell(store: Store, study: Study, sweep_id: int, trial_id: int | None = None) -> None:
+    """Step 6, second half: Optuna hears of every finished trial that it has not heard of, or of that one alone."""
+    for trial in store.untold(sweep_id, trial_id):
         study.tell(trial, best_at_rungs([row.report() for row in store.epochs(trial.id)]))
         store.mark_told(trial.id)
 

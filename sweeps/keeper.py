@@ -111,7 +111,7 @@ class Keeper:
         a moment only, and none is once the sweep has ended.
         """
         now = time.monotonic()
-        seen = self._study.orphans(self._store.trials(self._sweep.id))
+        seen = self._study.orphans(self._store.siblings(self._sweep))
         self._orphans = {number: self._orphans.get(number, now) for number in seen}
         over = judging.reread(self._store, self._sweep).state.terminal and not self._store.holders(self._sweep.id)
         old = [number for number, since in self._orphans.items() if over or now - since > self._lease_seconds]
@@ -119,10 +119,13 @@ class Keeper:
 
     def _tidy_checkpoints(self) -> None:
         """What a worker that died after the end of a trial has left; and once an hour, what is too old."""
-        trials = {trial.number: trial for trial in self._store.trials(self._sweep.id)}
+        trials = {trial.number: trial for trial in self._store.siblings(self._sweep)}
         for number in list(checkpoints.unsettled(self._folder)):
             if number in trials and trials[number].state.terminal:
-                checkpoints.settle(self._folder, number, trials[number].state)
+                try:
+                    checkpoints.settle(self._folder, number, trials[number].state)
+                except OSError as error:  # a full disk: the next pass tries again
+                    log.warning("the checkpoints of trial %d are not settled: %s", number, error)
         if time.monotonic() >= self._expire_at:
             self._expire_at = time.monotonic() + EXPIRE_SECONDS
             came_to_nothing = (TrialState.PRUNED, TrialState.CANCELLED)
@@ -142,7 +145,7 @@ def end_if_over(store: Store, sweep_id: int) -> None:
     state, here = sweep.state, [sweep.state]
     if state is SweepState.CANCELLING:
         store.cancel_waiting(sweep_id, "the sweep was cancelled")
-    trials = store.trials(sweep_id)
+    trials = store.siblings(sweep)
     running = sum(t.state is TrialState.RUNNING for t in trials)
     waiting = sum(t.state is TrialState.WAITING for t in trials)
     if state in (SweepState.RUNNING, SweepState.STOPPING, SweepState.PAUSED) and not has_work(sweep, trials):
@@ -150,7 +153,7 @@ def end_if_over(store: Store, sweep_id: int) -> None:
     elif state is SweepState.RUNNING and (failed := _failures(sweep, trials)):
         why = f"the last {BREAKER} trials that ended have failed, the last one with: {failed[-1].reason}"
         store.set_sweep_state(sweep_id, SweepState.FAILED, why, here)
-    elif running:
+    elif running or (state is SweepState.CANCELLING and waiting):  # one was handed back just now: the next pass has it
         return
     elif state is SweepState.CANCELLING:
         store.set_sweep_state(sweep_id, SweepState.CANCELLED, sweep.reason, here)

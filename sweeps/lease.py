@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -23,7 +24,19 @@ class Lease:
     every batch: a frozen trainer loses its trial, however long an epoch may be.
     """
 
-    def __init__(self, store: Store, claim: Claim, seconds: float, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        store: Store,
+        claim: Claim,
+        seconds: float,
+        stop: threading.Event,
+        hung: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            hung: called where nothing has moved for one more lease after it has lapsed: the trainer hangs.
+        """
+        self._hung = hung
         self._store, self._claim, self._seconds, self._stop = store, claim, seconds, stop
         self._asked, self._done = 0, threading.Event()
         self.lost = threading.Event()
@@ -75,4 +88,7 @@ class Lease:
             if time.monotonic() - renewed > self._seconds:
                 log.warning("the lease of trial %d has run out by our own count", self._claim.number)
                 self.lapsed.set()
+                asked_last = self._asked
+                if not self._done.wait(self._seconds) and self._asked == asked_last:
+                    self._hung()
                 return

@@ -20,14 +20,36 @@ from sweeps.records import Runner
 
 log = logging.getLogger(__name__)
 
+SAME_START_SECONDS = 5.0
+"""Two readings of the start of one process differ by less: some systems know their own start to the second."""
+
 ORPHAN_SECONDS = 30.0
 """A process that was told to stop and cannot (a hanging read, say) leaves by force; a trial's lease runs out."""
 
 
 def this_runner() -> Runner:
     """This process. The id holds its start time, as a process id alone is used again."""
-    started = psutil.Process().create_time()
-    return Runner(id=f"{socket.gethostname()}-{os.getpid()}-{started:.2f}", host=socket.gethostname(), pid=os.getpid())
+    name = f"{socket.gethostname()}-{os.getpid()}-{started_at(psutil.Process()):.2f}"
+    return Runner(id=name, host=this_host(), pid=os.getpid())
+
+
+def this_host() -> str:
+    """The host's name, and where there are such what tells its process tables apart: a container with its host's name
+    has process ids of its own.
+    """
+    try:
+        return f"{socket.gethostname()}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
+def started_at(process: psutil.Process) -> float:
+    """When a process was started, in seconds since its machine was: the clock may be set meanwhile.
+
+    Raises:
+        psutil.Error: there is no such process.
+    """
+    return process.create_time() - psutil.boot_time()
 
 
 def is_known_dead(runner: Runner) -> bool:
@@ -36,19 +58,23 @@ def is_known_dead(runner: Runner) -> bool:
 
 
 def is_gone(host: str, pid: int, process_started: float) -> bool:
-    """Whether that process of this host has ended. One of another host is never known to have."""
-    if host != socket.gethostname():
+    """Whether that process of this host has ended. One of another host is never known to have.
+
+    Args:
+        process_started: as `started_at` had it.
+    """
+    if host != this_host():
         return False
     try:
         process = psutil.Process(pid)
-        started = process.create_time()
+        started = started_at(process)
         if process.status() == psutil.STATUS_ZOMBIE:  # dead, and its parent has not looked: so in many containers
             return True
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:
         return False
-    return abs(started - process_started) > 60  # the clock that start times come from may be set
+    return abs(started - process_started) > SAME_START_SECONDS
 
 
 @contextmanager
@@ -67,7 +93,14 @@ def deaf_children() -> Iterator[None]:
         signal.signal(signal.SIGINT, heard)
 
 
-def obedient(log_file: Path, pipe: Connection) -> threading.Event:
+class Stop(threading.Event):
+    """The word to stop."""
+
+    signalled = False
+    """It came as a SIGTERM to this process alone, not from its parent."""
+
+
+def obedient(log_file: Path, pipe: Connection) -> Stop:
     """Make this a process that works for its parent: it logs to that file, and is to stop when the event that is
     returned is set: when its pipe breaks, or at SIGTERM.
     """
@@ -78,8 +111,13 @@ def obedient(log_file: Path, pipe: Connection) -> threading.Event:
             os.dup2(file.fileno(), stream)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop = Stop()
+
+    def terminated(*_: Any) -> None:
+        stop.signalled = True
+        stop.set()
+
+    signal.signal(signal.SIGTERM, terminated)
     threading.Thread(target=_listen, args=(pipe, stop), name="listen", daemon=True).start()
     return stop
 

@@ -15,6 +15,11 @@ from model.types import METRICS, EpochReport
 from sweeps.states import SweepState, TrialState
 
 
+def shown_host(host: str) -> str:
+    """A host as people know it: without what tells its process tables apart (`sweeps.processes.this_host`)."""
+    return host.partition("/")[0]
+
+
 @dataclass(frozen=True)
 class Runner:
     """The one process that keeps a sweep's house: see `sweeps.keeper`."""
@@ -23,11 +28,11 @@ class Runner:
     """Unique to one start of a process: a process id alone is used again."""
     host: str
     pid: int
-    yields: bool = False
-    """Whether it gives way to one that does not: `sweeps work` does to `sweeps run`."""
+    yields: int = 0
+    """It gives way to one with a lower number: 0 for `sweeps run`, 1 for `sweeps work`, 2 for one that cannot ship."""
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
+        return f"process {self.pid} on {shown_host(self.host)}"
 
 
 @dataclass(frozen=True)

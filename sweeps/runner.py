@@ -29,7 +29,7 @@ from sweeps.spec import SweepSpec
 from sweeps.states import SweepState
 from sweeps.store import Store
 from sweeps.study import Study
-from sweeps.worker import RECYCLED, Job, worker_process
+from sweeps.worker import RECYCLED, TERMINATED, Job, worker_process
 
 log = logging.getLogger(__name__)
 
@@ -91,13 +91,13 @@ class Workers:
             self._running.remove(worker)
             worker.pipe.close()
             dead.add(worker.job.worker)
-            if code == RECYCLED:
+            if code in (RECYCLED, TERMINATED):
                 log.info("worker %s is started anew", worker.job.worker)
                 continue
             self.last_death = f"exit code {code}; its log is {worker.job.log}"
             log.error("worker %s died with %s", worker.job.worker, self.last_death)
             self._deaths += 1
-            rest = min(LONGEST_REST_SECONDS, 2.0 ** (self._deaths - 1) - 1)
+            rest = min(LONGEST_REST_SECONDS, 2.0 ** min(self._deaths - 1, 6) - 1)
             self._rest_until = time.monotonic() + rest
         while len(self._running) < self._count and time.monotonic() >= self._rest_until:
             self._running.append(self._start())
@@ -115,6 +115,7 @@ class Workers:
         job = replace(
             self._job,
             worker=f"{self.runner.id}/{self._started}",
+            may_leave=True,
             log=self._job.log / f"worker-{self._started}.log",
         )
         self._started += 1
@@ -202,7 +203,7 @@ def _watch(
             pause = BEAT_SECONDS
             continue
         pause = POLL_SECONDS
-        if ended or now.state.terminal or now.state is SweepState.PAUSED:  # a worker has raised the alarm, or a command
+        if ended:  # of a sweep that is paused or over, too: each after the epoch in hand
             return ""
         # A trial that was given up for killing its workers is progress: the next one may do better.
         progress = sum(t.epochs for t in trials) + sum(t.state.terminal for t in trials)

@@ -23,7 +23,6 @@ from sweeps.errors import (
     NoProposal,
     NothingToDo,
     SpecChanged,
-    SweepBusy,
     SweepNotFound,
     TrainerChanged,
 )
@@ -249,17 +248,23 @@ def _step(store: Store, name: str, state: SweepState, reason: str) -> SweepRow:
     return find_sweep(store, name)
 
 
-def delete(store: Store, name: str, home: Home, checkpoints: Path | None = None) -> None:
-    """Remove a sweep: its rows, its Optuna study, its checkpoints and pictures. Not its MLflow experiment.
+def delete(
+    store: Store, name: str, home: Home, checkpoints: Path | None, delete_experiment: Callable[[SweepRow], None]
+) -> None:
+    """Remove a sweep: its rows, its Optuna study, its checkpoints and pictures, and its experiment. Done again after a
+    crash it goes on.
+
+    Args:
+        delete_experiment: removes what MLflow has of it; called once nobody works on the sweep any more.
 
     Raises:
         SweepBusy: a process works on it.
     """
     sweep = find_sweep(store, name)
-    holders = [w for w in store.holders(sweep.id) if not is_gone(w.host, w.pid, w.process_started)]
-    if holders:
-        raise SweepBusy(name, f"process {holders[0].pid} on {holders[0].host}", 0)
-    store.take_runner(sweep.id, this_runner(), STALE_SECONDS, is_known_dead)
+    if sweep.runner is not None and sweep.runner.yields == 0:
+        store.take_runner(sweep.id, this_runner(), STALE_SECONDS, is_known_dead)  # refused while it is run
+    store.begin_delete(sweep.id, lambda worker: is_gone(worker.host, worker.pid, worker.process_started))
+    delete_experiment(sweep)
     with closing(Study(store.url, spec_of(sweep))) as study:
         study.delete()
     for folder in ((checkpoints or home.checkpoints) / name, home.pictures(name), home.logs(name)):

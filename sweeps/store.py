@@ -17,10 +17,10 @@ import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     URL,
@@ -41,10 +41,12 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    true,
     update,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
+from model.types import EpochReport
 from sweeps import migrations, tables
 from sweeps.errors import (
     DatabaseOutdated,
@@ -68,6 +70,7 @@ from sweeps.records import (
     SweepRow,
     TrialRow,
     WorkerRow,
+    shown_host,
 )
 from sweeps.states import SweepState, TrialState
 from sweeps.tables import decisions, epochs, events, now, sweeps, trials, workers
@@ -91,6 +94,8 @@ __all__ = [
     "without_password",
 ]
 
+T = TypeVar("T")
+
 _BUSY_SECONDS = 30
 _PRAGMAS = (
     f"busy_timeout = {_BUSY_SECONDS * 1000}",
@@ -99,10 +104,24 @@ _PRAGMAS = (
     # know what we forgot. An epoch takes seconds, the sync a millisecond.
     "synchronous = FULL",
 )
+# PostgreSQL's classes of errors that pass: connection, conflict, resources, an operator's doing; and a server that is
+# a standby still.
+_AWAY_CLASSES = ("08", "40", "53", "57")
+_READ_ONLY = "25006"
+_SESSION = {
+    "idle_in_transaction_session_timeout": 30_000,
+    "tcp_keepalives_idle": 10,
+    "tcp_keepalives_interval": 5,
+    "tcp_keepalives_count": 3,
+}
 _UPGRADE_LOCK = 0x73776565_70730001  # PostgreSQL's advisory lock of the schema upgrade: "sweeps", 1
-_EPOCHS_AT_ONCE = 1_000
+_EPOCHS_AT_ONCE = _TRIALS_AT_ONCE = 1_000
+_TRIES, _TRY_SECONDS = 20, 0.1  # Optuna makes twelve tables
 RANGE_TEST_RUN = "range_test_run"  # the fact that holds its run
 _FORGET_SECONDS = 7 * 86_400.0  # a worker that was not seen for so long
+
+LONGEST_BEAT_SECONDS = 60.0
+"""More between two beats of a keeper does not count into the hours of a sweep."""
 
 MAX_ATTEMPTS = 3
 """A trial whose attempts recorded no new epoch so many times in a row is given up."""
@@ -149,10 +168,26 @@ def database_errors(url: str) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if not (isinstance(error, OperationalError) or error.connection_invalidated):
+        state = getattr(error.orig, "sqlstate", None) or ""
+        away = state[:2] in _AWAY_CLASSES or state == _READ_ONLY
+        if not (isinstance(error, OperationalError) or error.connection_invalidated or away):
             raise
         shown = make_url(url).render_as_string()
         raise DatabaseUnavailable(shown, " ".join(str(error.orig).split())) from error
+
+
+def among_many(make: Callable[[], T]) -> T:
+    """`make()`, which makes tables that are not there, one by one: again, where another process was faster at one."""
+    for _ in range(_TRIES):
+        try:
+            return make()
+        except (IntegrityError, ProgrammingError):  # PostgreSQL
+            time.sleep(_TRY_SECONDS)
+        except OperationalError as error:  # SQLite
+            if "already exists" not in str(error.orig):
+                raise
+            time.sleep(_TRY_SECONDS)
+    return make()
 
 
 def engine_options(url: str) -> dict[str, Any]:
@@ -161,7 +196,11 @@ def engine_options(url: str) -> dict[str, Any]:
         return {"connect_args": {"timeout": _BUSY_SECONDS}}
     # A network that swallows packets must not hang a worker beyond its lease.
     timeouts = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
-    return {"pool_pre_ping": True, "connect_args": {**timeouts, "tcp_user_timeout": 20_000}}
+    # Nor may a client that vanishes or freezes inside a transaction hold a sweep's row for hours: nobody could claim.
+    given = make_url(url).query.get("options", "")
+    ours = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
+    options = f"{given if isinstance(given, str) else ' '.join(given)} {ours}".strip()
+    return {"pool_pre_ping": True, "connect_args": {**timeouts, "tcp_user_timeout": 20_000, "options": options}}
 
 
 class Store:
@@ -177,6 +216,7 @@ class Store:
         address = database_url(url)
         self.url = address.render_as_string(hide_password=False)
         self._engine = create_engine(address, **engine_options(self.url))
+        self._memory = _Memory()
         try:
             if self._engine.name == "sqlite":
                 Path(address.database or "").parent.mkdir(parents=True, exist_ok=True)
@@ -339,10 +379,30 @@ class Store:
             raise SweepNotFound(str(sweep_id))
         return SweepState(state)
 
+    def begin_delete(self, sweep_id: int, worker_is_dead: Callable[[WorkerRow], bool]) -> None:
+        """Nobody may claim from the sweep any more: it is about to be deleted.
+
+        Raises:
+            SweepBusy: a worker that may be alive holds one of its trials.
+        """
+        with self._write() as connection:
+            sweep = _lock_sweep(connection, sweep_id)
+            held = select(trials.c.worker).where(trials.c.sweep_id == sweep_id, trials.c.state == TrialState.RUNNING)
+            for row in connection.execute(select(*_WORKER).where(workers.c.id.in_(held))):
+                worker = WorkerRow(*row)
+                if not worker_is_dead(worker):
+                    silent = connection.execute(select(now())).scalar_one() - (worker.seen_at or 0.0)
+                    raise SweepBusy(sweep.name, f"process {worker.pid} on {shown_host(worker.host)}", silent)
+            if not sweep.state.terminal:
+                values = {"state": SweepState.CANCELLED, "reason": "is being deleted", "finished_at": now()}
+                connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(**values))
+                _tell(connection, sweep_id, EventRow("cancelled", "is being deleted"))
+
     def delete_sweep(self, sweep_id: int) -> None:
         """Remove the sweep with all its rows; nothing happens where it is gone."""
         mine = select(trials.c.id).where(trials.c.sweep_id == sweep_id)
         with self._write() as connection:
+            connection.execute(select(sweeps.c.id).where(sweeps.c.id == sweep_id).with_for_update())
             for table in (epochs, decisions):
                 connection.execute(delete(table).where(table.c.trial_id.in_(mine)))
             for table in (events, trials):
@@ -353,8 +413,7 @@ class Store:
         self, sweep_id: int, runner: Runner, stale_seconds: float, holder_is_dead: Callable[[Runner], bool]
     ) -> None:
         """Make `runner` the one process that keeps the sweep. `holder_is_dead` is asked about a holder that still beat
-        within `stale_seconds`; it must answer False where it cannot know. A holder that yields gives way to one that
-        does not.
+        within `stale_seconds`; it must answer False where it cannot know. A holder gives way to one that yields less.
 
         Raises:
             SweepBusy: another live process runs it.
@@ -362,7 +421,7 @@ class Store:
         with self._write() as connection:
             sweep = _lock_sweep(connection, sweep_id)
             holder = _runner(sweep)
-            if holder and holder.id != runner.id and not (holder.yields and not runner.yields):
+            if holder and holder.id != runner.id and holder.yields <= runner.yields:
                 silent = connection.execute(select(now())).scalar_one() - sweep.runner_beat_at
                 if silent < stale_seconds and not holder_is_dead(holder):
                     raise SweepBusy(sweep.name, str(holder), silent)
@@ -684,10 +743,11 @@ class Store:
                 update(trials).where(trials.c.id == trial_id, trials.c.told_at.is_(None)).values(told_at=now())
             )
 
-    def untold(self, sweep_id: int) -> list[TrialRow]:
-        """Trials that are over, came from the sampler, and whose end it was not told."""
+    def untold(self, sweep_id: int, trial_id: int | None = None) -> list[TrialRow]:
+        """Trials that are over, came from the sampler, and whose end it was not told; or that one, if it is of them."""
         over = [state for state in TrialState if state.terminal]
         return self._trials(
+            trials.c.id == trial_id if trial_id is not None else true(),
             trials.c.sweep_id == sweep_id,
             trials.c.state.in_(over),
             trials.c.optuna_trial_id.is_not(None),
@@ -697,6 +757,25 @@ class Store:
     def trials(self, sweep_id: int) -> list[TrialRow]:
         """Every trial, by number."""
         return self._trials(trials.c.sweep_id == sweep_id)
+
+    def siblings(self, sweep: SweepRow) -> list[TrialRow]:
+        """`trials`, for who asks again and again: those that were over are remembered, and not read again. (What may
+        be old of them is what was shipped: `run_id`, `mirrored_revision`.)
+        """
+        return list(self._remembered(sweep).trials.values())
+
+    def curves(self, sweep: SweepRow) -> list[tuple[TrialRow, Sequence[EpochReport]]]:
+        """The siblings with their epochs, which are remembered as well: read are those of trials that have new ones."""
+        memory = self._remembered(sweep)
+        known = {trial.id: memory.curves.get(trial.id, []) for trial in memory.trials.values()}
+        behind = [trial.id for trial in memory.trials.values() if trial.epochs > len(known[trial.id])]
+        with self._read() as connection:
+            for start in range(0, len(behind), _TRIALS_AT_ONCE):
+                some = behind[start : start + _TRIALS_AT_ONCE]
+                for trial_id, rows in _by_trial(connection, some, epochs.c.trial_id.in_(some)).items():
+                    known[trial_id] = [row.report() for row in rows]
+        self._memory = replace(memory, curves=known)
+        return [(trial, known[trial.id]) for trial in memory.trials.values()]
 
     def trial(self, sweep_id: int, number_or_name: str | int) -> TrialRow:
         """One trial, by its number (digits count as one) or its name.
@@ -914,7 +993,9 @@ class Store:
                 raise SweepNotFound(str(sweep_id))
 
     def _beat(self, sweep_id: int, runner: str, **values: Any) -> bool:
-        seconds = sweeps.c.seconds + now() - sweeps.c.runner_beat_at
+        # A longer silence is one of a machine that slept: that time is not the sweep's.
+        silent = now() - sweeps.c.runner_beat_at
+        seconds = sweeps.c.seconds + case((silent < LONGEST_BEAT_SECONDS, silent), else_=LONGEST_BEAT_SECONDS)
         held = and_(sweeps.c.id == sweep_id, sweeps.c.runner_id == runner)
         with self._write() as connection:
             return bool(connection.execute(update(sweeps).where(held).values(seconds=seconds, **values)).rowcount)
@@ -927,7 +1008,8 @@ class Store:
                 yield connection
         except LeaseLost:
             with self._write() as connection:
-                _tell(connection, claim.sweep_id, _of(claim, "late_write_refused", f"tried to {what}"))
+                if connection.scalar(select(sweeps.c.id).where(sweeps.c.id == claim.sweep_id)) is not None:
+                    _tell(connection, claim.sweep_id, _of(claim, "late_write_refused", f"tried to {what}"))
             raise
 
     def _update_mine(
@@ -955,9 +1037,33 @@ class Store:
             rows = connection.execute(select(*_TRIAL).where(*where).order_by(trials.c.number))
             return [TrialRow(*row) for row in rows]
 
+    def _remembered(self, sweep: SweepRow) -> _Memory:
+        """With every trial as it is now. A memory is never changed, only replaced: threads may share a store."""
+        of = (sweep.id, sweep.created_at)  # SQLite gives the id of a deleted sweep to the next one
+        memory = self._memory if self._memory.of == of else _Memory(of)
+        unread = max(memory.trials, default=-1) + 1
+        begin = min((trial.number for trial in memory.trials.values() if not trial.state.terminal), default=unread)
+        known = {number: trial for number, trial in memory.trials.items() if number < begin}
+        known |= {row.number: row for row in self._trials(trials.c.sweep_id == sweep.id, trials.c.number >= begin)}
+        memory = replace(memory, trials=known)
+        self._memory = memory
+        return memory
+
     def _decisions(self, where: ColumnElement[bool]) -> list[DecisionRow]:
         with self._read() as connection:
             return _decided(connection, where)
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What a store has read of one sweep and need not read again."""
+
+    of: tuple[int, float] | None = None
+    """The sweep's id, and when it was made."""
+    trials: dict[int, TrialRow] = field(default_factory=dict)
+    """By number."""
+    curves: dict[int, list[EpochReport]] = field(default_factory=dict)
+    """By the trial's id."""
 
 
 @dataclass(frozen=True)
@@ -1102,8 +1208,13 @@ def _prepare_sqlite(engine: Engine, *pragmas: str) -> None:
 
 
 def _lock_sweep(connection: Connection, sweep_id: int) -> Row[Any]:
-    """The sweep's row, which nobody else changes until this transaction ends."""
-    row = connection.execute(select(sweeps).where(sweeps.c.id == sweep_id).with_for_update()).one_or_none()
+    """The sweep's row, which nobody else changes until this transaction ends.
+
+    Others may point at it meanwhile (`key_share`): an event that is inserted by who holds a trial must not wait for who
+    holds the sweep and waits for that trial.
+    """
+    found = select(sweeps).where(sweeps.c.id == sweep_id)
+    row = connection.execute(found.with_for_update(key_share=True)).one_or_none()
     if row is None:
         raise SweepNotFound(str(sweep_id))
     return row

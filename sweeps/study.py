@@ -9,14 +9,14 @@ tables hold is the record that its dashboard shows, with states as they are.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
 from model.diagnosis import best_epoch, takeoff_epoch
@@ -25,29 +25,9 @@ from sweeps import states
 from sweeps.errors import DatabaseUnavailable
 from sweeps.records import TrialRow
 from sweeps.spec import FloatRange, IntRange, Range, SweepSpec
-from sweeps.store import database_errors, engine_options
+from sweeps.store import among_many, database_errors, engine_options
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-class _Given(optuna.samplers.BaseSampler):
-    """Registers values that were chosen elsewhere."""
-
-    def __init__(self, values: Hyperparameters) -> None:
-        self.values = values
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self.values[param_name]
 
 
 def suggest(
@@ -78,14 +58,32 @@ def suggest(
     seed = mixed_seed(spec.seed, "sampler", number)
     if spec.sampler.name == "random":
         sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
+        seen = []  # it looks at none
     elif len(seen) < spec.sampler.startup_trials:
         return _spread_out(ranges, mixed_seed(spec.seed, "startup"), number)
     else:
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True)
     distributions = _distributions(ranges)
-    study = optuna.create_study(sampler=sampler)
-    study.add_trials([_seen_by_sampler(t, curves.get(t.id, ()), constant_wer, distributions) for t in seen])
-    return study.ask(distributions).params
+    shown = [_seen_by_sampler(t, curves.get(t.id, ()), constant_wer, distributions) for t in seen]
+    return optuna.create_study(sampler=sampler, storage=_Shown(shown)).ask(distributions).params
+
+
+class _Shown(optuna.storages.InMemoryStorage):
+    """Trials that a sampler is shown as they are. A study that is given them copies and checks each, which took most of
+    the time of an ask where there are 2,000.
+    """
+
+    def __init__(self, trials: Sequence[FrozenTrial]) -> None:
+        super().__init__()
+        self._shown = trials
+        for number, trial in enumerate(trials, start=1):  # 0 is the one that is asked for
+            trial.number = number
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        asked = super().get_all_trials(study_id, deepcopy, states)
+        return [trial for trial in self._shown if states is None or trial.state in states] + asked
 
 
 def value_for_sampler(reports: Sequence[EpochReport], constant_wer: float, verdict: str | None) -> float:
@@ -150,8 +148,30 @@ def _seen_by_sampler(
         state = TrialState.COMPLETE
         if not ended_by_itself and value >= 1:  # a fault cut it short before it took off: it says nothing
             state, value = TrialState.FAIL, None
-    params = dict(trial.hyperparameters or {})
-    return create_trial(state=state, value=value, params=params, distributions=dict(distributions))
+    return _trial(state, trial.hyperparameters or {}, distributions, value)
+
+
+def _trial(
+    state: TrialState,
+    values: Hyperparameters,
+    distributions: Mapping[str, BaseDistribution],
+    value: float | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> FrozenTrial:
+    now = datetime.now()
+    return FrozenTrial(
+        number=-1,  # it gets number and id from the study
+        trial_id=-1,
+        state=state,
+        value=value,
+        datetime_start=now,
+        datetime_complete=now if state.is_finished() else None,
+        params={name: values[name] for name in distributions},
+        distributions=dict(distributions),
+        user_attrs=dict(attributes or {}),
+        system_attrs={},
+        intermediate_values={},
+    )
 
 
 def _distributions(ranges: Mapping[str, Range]) -> dict[str, BaseDistribution]:
@@ -164,18 +184,19 @@ def _distributions(ranges: Mapping[str, Range]) -> dict[str, BaseDistribution]:
 
 
 class Study:
-    """One sweep's record in Optuna's tables. Every write is idempotent: recovery is doing it again."""
+    """One sweep's record in Optuna's tables. Every write is idempotent: recovery is doing it again.
+
+    It writes to Optuna's storage, not through its study, which keeps all the sweep's trials in memory, reads what has
+    changed of them before every trial, and makes five transactions of what is one here.
+    """
 
     def __init__(self, database_url: str, spec: SweepSpec) -> None:
         self._url, self._name = database_url, spec.name
         with self._reaching():
-            self._storage = optuna.storages.RDBStorage(database_url, engine_kwargs=engine_options(database_url))
-            self._study = optuna.create_study(
-                study_name=spec.name,
-                sampler=_Given({}),  # nobody asks here: `suggest` does
-                storage=self._storage,
-                load_if_exists=True,
-            )
+            options = engine_options(database_url)
+            self._storage = among_many(lambda: optuna.storages.RDBStorage(database_url, engine_kwargs=options))
+            study = optuna.create_study(study_name=spec.name, storage=self._storage, load_if_exists=True)
+            self._id = study._study_id
         self._distributions = _distributions(spec.space.ranges())
 
     def close(self) -> None:
@@ -186,13 +207,10 @@ class Study:
 
     def register(self, number: int, name: str | None, values: Hyperparameters) -> int:
         """Begin a RUNNING Optuna trial with these values; returns its id."""
+        attributes = {"sweep_trial": number} | ({"name": name} if name else {})
+        trial = _trial(TrialState.RUNNING, values, self._distributions, attributes=attributes)
         with self._reaching():
-            self._study.sampler = _Given(values)
-            trial = self._study.ask(self._distributions)
-            trial.set_user_attr("sweep_trial", number)
-            if name:
-                trial.set_user_attr("name", name)
-            return trial._trial_id
+            return self._storage.create_new_trial(self._id, trial)
 
     def tell(self, trial: TrialRow, best_so_far: Mapping[int, float]) -> None:
         """End an Optuna trial as ours ended.
@@ -206,22 +224,18 @@ class Study:
             self._tell(trial, trial.optuna_trial_id, best_so_far)
 
     def _tell(self, trial: TrialRow, optuna_trial_id: int, best_so_far: Mapping[int, float]) -> None:
-        record = optuna.Trial(self._study, optuna_trial_id)
-        try:
+        last = best_so_far[max(best_so_far)] if best_so_far else None
+        state, value = TrialState.FAIL, None
+        if trial.state is states.TrialState.COMPLETE and trial.best_wer is not None:
+            state, value = TrialState.COMPLETE, trial.best_wer
+        elif trial.state is states.TrialState.PRUNED:
+            state, value = TrialState.PRUNED, last  # as Optuna's own pruned trials
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # told before, or by another process just now
             for step, wer in best_so_far.items():
-                with warnings.catch_warnings():  # a replay reports again what stands already
-                    warnings.filterwarnings("ignore", message="The reported value is ignored")
-                    record.report(wer, step)
-            record.set_user_attr("verdict", trial.verdict)
-            record.set_user_attr("reason", trial.reason)
-            if trial.state is states.TrialState.COMPLETE and trial.best_wer is not None:
-                self._study.tell(record, trial.best_wer, skip_if_finished=True)
-            elif trial.state is states.TrialState.PRUNED:
-                self._study.tell(record, state=TrialState.PRUNED, skip_if_finished=True)
-            else:
-                self._study.tell(record, state=TrialState.FAIL, skip_if_finished=True)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            return  # told before, or by another worker just now
+                self._storage.set_trial_intermediate_value(optuna_trial_id, step, wer)
+            self._storage.set_trial_user_attr(optuna_trial_id, "verdict", trial.verdict)
+            self._storage.set_trial_user_attr(optuna_trial_id, "reason", trial.reason)
+            self._storage.set_trial_state_values(optuna_trial_id, state, None if value is None else [value])
 
     def orphans(self, known: Sequence[TrialRow]) -> list[int]:
         """Numbers of the RUNNING Optuna trials that none of our trials points to: a crash came between the two writes,
@@ -229,14 +243,16 @@ class Study:
         """
         ours = {trial.optuna_trial_id for trial in known}
         with self._reaching():
-            running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            running = self._storage.get_all_trials(self._id, deepcopy=False, states=(TrialState.RUNNING,))
         return [trial.number for trial in running if trial._trial_id not in ours]
 
     def fail(self, numbers: Sequence[int]) -> None:
         """End these Optuna trials as failed."""
         with self._reaching():
             for number in numbers:
-                self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+                optuna_trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+                with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    self._storage.set_trial_state_values(optuna_trial_id, TrialState.FAIL)
 
     def delete(self) -> None:
         """Remove the study with its trials; nothing happens where it is gone."""

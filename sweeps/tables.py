@@ -18,7 +18,6 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    false,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -69,8 +68,8 @@ sweeps = Table(
     Column("runner_host", String),
     Column("runner_pid", Integer),
     Column("runner_beat_at", Double),
-    # Whether it gives way to a process that wants to run the sweep.
-    Column("runner_yields", Boolean, nullable=False, server_default=false()),
+    # It gives way to a process with a lower number.
+    Column("runner_yields", Integer, nullable=False, server_default="0"),
     # The tracking server that experiment_id, and the run_id of the trials, belong to.
     Column("tracking", String),
     Column("experiment_id", String),

@@ -7,7 +7,7 @@ two loses at most the epoch in hand. Steps 4 to 6 are judging.py's.
 from __future__ import annotations
 
 import logging
-import socket
+import os
 import sys
 import threading
 import time
@@ -27,10 +27,10 @@ from model.corpus.synthetic import generate
 from model.diagnosis import is_best
 from model.types import EpochReport, Hyperparameters, Stopped, Trainer
 from sweeps import checkpoint_share, checkpoints, judging
-from sweeps.errors import CannotWork, DatabaseUnavailable, DiskTrouble, LeaseLost, SweepError
+from sweeps.errors import CannotWork, DatabaseUnavailable, DiskTrouble, LeaseLost, SweepError, SweepNotFound
 from sweeps.lease import Lease
 from sweeps.patience import patiently, wait
-from sweeps.processes import obedient
+from sweeps.processes import obedient, started_at, this_host
 from sweeps.records import Claim, EventRow, SweepRow, WorkerRow
 from sweeps.settings import Home
 from sweeps.spec import FloatRange, SweepSpec, corpus_of, spec_of
@@ -56,6 +56,12 @@ RECYCLED = 75
 
 SHARE_SECONDS = 2.5
 """How long a trial that is handed back waits for its shared checkpoint."""
+
+TERMINATED = 143
+"""Exit code of a worker that was told to stop by a signal to it alone: it handed its trial back."""
+
+HUNG = 70
+"""Exit code of a worker whose trainer hung."""
 
 GROWTH_MIB = 1024
 """A worker that holds so much more memory after a trial than after its first one is recycled."""
@@ -91,6 +97,8 @@ class Job:
     """Where the corpus lies on this machine, if not where the sweep was made."""
     until_done: bool = True
     """Whether it ends once its sweeps have nothing left for it."""
+    may_leave: bool = False
+    """Whether it is a process of its own, which may end itself where its trainer hangs."""
     share_through: str | None = None
     """Tracking URI of the MLflow server in whose artifacts checkpoints are shared; None: they are not."""
 
@@ -112,8 +120,11 @@ class Assignment:
 
 def worker_process(job: Job, pipe: Connection) -> None:
     """A worker as a process of its own: logs to its file, stops when its pipe breaks or at SIGTERM."""
-    if work(job, obedient(job.log, pipe)):
+    stop = obedient(job.log, pipe)
+    if work(job, stop):
         sys.exit(RECYCLED)
+    if stop.signalled:
+        sys.exit(TERMINATED)
 
 
 def work(job: Job, stop: threading.Event) -> bool:
@@ -136,7 +147,7 @@ def this_worker(job: Job) -> WorkerRow:
     """What the database keeps of this process."""
     process = psutil.Process()
     versions = {"python": sys.version.split()[0]} | {name: version(name) for name in VERSIONS}
-    return WorkerRow(job.worker, socket.gethostname(), process.pid, process.create_time(), _device(job), versions)
+    return WorkerRow(job.worker, this_host(), process.pid, started_at(process), _device(job), versions)
 
 
 def _device(job: Job) -> str:
@@ -173,7 +184,10 @@ class _Worker:
                     if self._has_grown():
                         return True
                 elif self._job.until_done and patiently(self._done, self._stop.is_set):
-                    return False
+                    # Handed back between the two looks?
+                    if (found := patiently(self._next, self._stop.is_set)) is None:
+                        return False
+                    self._train(*found)
                 else:
                     self._idle()
             return False
@@ -192,12 +206,17 @@ class _Worker:
                 continue
             try:
                 assignment = self._assigned(sweep)
-            except CannotWork as error:
+            except (SweepError, OSError, ValueError) as error:
+                if isinstance(error, DatabaseUnavailable):
+                    raise
                 self._refused[sweep.name] = str(error)
                 log.error("%s", error)
                 self._store.add_event(sweep.id, EventRow("worker_refused", str(error), worker=self._job.worker))
                 continue
-            claim = self._store.claim(sweep.id, self._job.worker, self._job.lease_seconds)
+            try:
+                claim = self._store.claim(sweep.id, self._job.worker, self._job.lease_seconds)
+            except SweepNotFound:  # deleted just now
+                continue
             if claim is not None:
                 log.info("%s: trial %d claimed, attempt %d", sweep.name, claim.number, claim.attempt)
                 return assignment, claim
@@ -218,7 +237,7 @@ class _Worker:
         """Whether nothing is left that could come back from another worker."""
         for sweep in self._sweeps():
             served = sweep.state is SweepState.RUNNING and sweep.name not in self._refused
-            trials = self._store.trials(sweep.id) if served else []
+            trials = self._store.siblings(sweep) if served else []
             if any(trial.state is TrialState.RUNNING for trial in trials):
                 return False
         return True
@@ -246,18 +265,22 @@ class _Worker:
         except DiskTrouble as error:
             self._give_back(claim, str(error))
             self._rest_until(partial(checkpoints.has_room, error.folder, error.size))
+        except SweepNotFound as error:
+            log.warning("%s", error)  # deleted meanwhile
         except SweepError:
             raise
         except Exception as error:
             log.exception("trial %d failed", claim.number)
             patiently(partial(self._failed, claim, error), stop.is_set)
             self._failures += 1
-            wait(min(REST_SECONDS, 2.0 ** (self._failures - 1) - 1), stop.is_set)
+            wait(min(REST_SECONDS, 2.0 ** min(self._failures - 1, 6) - 1), stop.is_set)
         else:
-            patiently(lambda: self._tell(assignment), stop.is_set)
+            patiently(lambda: self._tell(assignment, claim), stop.is_set)
 
-    def _tell(self, assignment: Assignment) -> None:
-        judging.tell(self._store, assignment.study, assignment.sweep.id)
+    def _tell(self, assignment: Assignment, claim: Claim) -> None:
+        # Of its own trial: if every worker told of every one, twenty of them would tell all the time. The rest is left
+        # to the keeper.
+        judging.tell(self._store, assignment.study, claim.sweep_id, claim.trial_id)
         judging.is_paused(assignment.spec, self._store, assignment.sweep)  # the trial may be the one to alarm at
 
     def _failed(self, claim: Claim, error: Exception) -> None:
@@ -324,7 +347,13 @@ def assigned(job: Job, sweep: SweepRow) -> Assignment:
 
 
 def ask(assignment: Assignment, store: Store, claim: Claim) -> Hyperparameters:
-    """Step 2: the trial's hyperparameters, on our row first and with Optuna if the sampler may know of them."""
+    """Step 2: the trial's hyperparameters, on our row first and with Optuna if the sampler may know of them.
+
+    Asked again after an answer that was lost, it takes what stands on the row: MLflow may have been told of it.
+    """
+    stands = store.trial(claim.sweep_id, claim.number)
+    if stands.hyperparameters is not None and claim.hyperparameters is None:
+        return stands.hyperparameters
     values = claim.hyperparameters or suggested(assignment.spec, store, assignment.sweep, claim)
     if claim.optuna_trial_id is None:
         optuna_trial_id = assignment.study.register(claim.number, claim.name, values) if claim.in_space else None
@@ -335,11 +364,11 @@ def ask(assignment: Assignment, store: Store, claim: Claim) -> Hyperparameters:
 def suggested(spec: SweepSpec, store: Store, sweep: SweepRow, claim: Claim) -> Hyperparameters:
     """What the sampler says to try, after all that is known of the sweep's other trials."""
     sweep = judging.reread(store, sweep)
-    curves = {trial: [row.report() for row in rows] for trial, rows in store.sweep_epochs(sweep.id).items()}
+    siblings = store.curves(sweep)
     bounds = sweep.facts.get("learning_rate_bounds")  # those of a range test or of an alarm, if any
     rates = bounds and FloatRange(low=bounds["low"], high=bounds["high"], log=spec.space.learning_rate.log)
-    siblings = store.trials(sweep.id)
-    return suggest(spec, claim.number, siblings, curves, sweep.floors.constant_wer, learning_rate=rates)
+    trials, curves = [trial for trial, _ in siblings], {trial.id: reports for trial, reports in siblings}
+    return suggest(spec, claim.number, trials, curves, sweep.floors.constant_wer, learning_rate=rates)
 
 
 def train(
@@ -358,7 +387,8 @@ def train(
     config = spec.training(claim.number, values, claim.overrides)
     folder = job.checkpoints / sweep.name
     limited = sweep.budget.get("total_epochs") is not None or sweep.budget.get("hours") is not None
-    with shared(job, store, sweep, claim) as share, Lease(store, claim, job.lease_seconds, stop) as lease:
+    hung = leave if job.may_leave else lambda: None
+    with Lease(store, claim, job.lease_seconds, stop, hung) as lease, shared(job, store, sweep, claim) as share:
         trainer = make_trainer(job.trainer, config, assignment.corpus)
         identity = {
             "sweep": assignment.key,
@@ -420,7 +450,7 @@ class Shared:
         run_id = self._run_id()
         try:
             epochs = run_id and checkpoint_share.fetch(self._experiment, run_id, to, beyond)
-        except (TrackingUnavailable, TrackingRefused) as error:
+        except (TrackingUnavailable, TrackingRefused, OSError) as error:
             log.warning("no checkpoint could be fetched: %s", error)
             return False
         if epochs:
@@ -465,6 +495,12 @@ def shared(job: Job, store: Store, sweep: SweepRow, claim: Claim) -> Iterator[Sh
         yield share
 
 
+def leave() -> None:
+    """End this process at once: its trainer hangs, and another worker may have the trial. Its parent starts another."""
+    log.error("the trainer has not moved for a whole lease after its lease had run out: leaving")
+    os._exit(HUNG)
+
+
 def _epoch(trainer: Trainer, lease: Lease) -> EpochReport | None:
     """The report of the next epoch; None where it was dropped in the middle."""
     try:
@@ -490,7 +526,7 @@ def _wait_for(store: Store, lease: Lease, stop: threading.Event) -> None:
     Raises:
         LeaseLost, DatabaseUnavailable: see `train`.
     """
-    patiently(store.now, lambda: stop.is_set() or lease.over)
+    patiently(store.check_writable, lambda: stop.is_set() or lease.over)
 
 
 def _stopped(store: Store, claim: Claim, lease: Lease) -> None:

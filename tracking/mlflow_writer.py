@@ -6,6 +6,7 @@ import posixpath
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -81,7 +82,11 @@ def delete_experiment(tracking_uri: str, experiment_id: str) -> None:
     with _translated(tracking_uri):
         client = MlflowClient(tracking_uri)
         try:
-            if client.get_experiment(experiment_id).lifecycle_stage == "active":
+            experiment = client.get_experiment(experiment_id)
+            if experiment.lifecycle_stage == "active":
+                # What is in the bin keeps its name: another sweep of that name could have no experiment.
+                now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+                client.rename_experiment(experiment_id, f"{experiment.name} (deleted {now})")
                 client.delete_experiment(experiment_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":

@@ -129,7 +129,12 @@ def as_picture(rows: Sequence[dict[str, Any]], file: Path = PICTURE) -> None:
     rows = [row for row in rows if row["sampler"] == "random" and row["workers"] == 1]
     figure, axes = plt.subplots(figsize=(8.5, 5.2), dpi=100)
     families = list(dict.fromkeys(row["policy"] for row in rows))
-    special = {"ours": ("#ee6677", "D", 9), "oracle": ("black", "*", 11), "none": ("black", "s", 6), "side by side": ("0.35", "^", 6)}
+    special = {
+        "ours": ("#ee6677", "D", 9),
+        "oracle": ("black", "*", 11),
+        "none": ("black", "s", 6),
+        "side by side": ("0.35", "^", 6),
+    }
     others = [f for f in families if f not in special]
     for family in families:
         points = [(100 * r["epochs_fraction"], r["regret_points"]) for r in rows if r["policy"] == family]

@@ -117,8 +117,8 @@ def ship(
 
 
 def keeper_of(store: Store, sweep: SweepRow) -> Runner | None:
-    """The live process that keeps the sweep, and so ships it."""
-    if sweep.runner is None or sweep.runner_beat_at is None:
+    """The live process that keeps the sweep, and so ships it, if it knows a tracking server."""
+    if sweep.runner is None or sweep.runner_beat_at is None or sweep.runner.yields > 1:
         return None
     stale = store.now() - sweep.runner_beat_at > STALE_SECONDS
     return None if stale or is_known_dead(sweep.runner) else sweep.runner

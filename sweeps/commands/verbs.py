@@ -76,10 +76,14 @@ def delete(
                 )
             question = f"Delete sweep {name} with its {len(trials)} trials, {sum(t.epochs for t in trials)} epochs"
             typer.confirm(f"{question}{'' if keep_mlflow else ' and its MLflow experiment'}?", abort=True)
-        if sweep.experiment_id is not None and not keep_mlflow:
-            from tracking.mlflow_writer import delete_experiment
 
-            with tracking_server(where, server_of(sweep, tracking_uri, where)) as tracking:
-                delete_experiment(tracking.uri, sweep.experiment_id)
-        service.delete(store, name, where, checkpoints)
+        def delete_experiment(of: SweepRow) -> None:
+            if of.experiment_id is None or keep_mlflow:
+                return
+            from tracking import mlflow_writer
+
+            with tracking_server(where, server_of(of, tracking_uri, where)) as tracking:
+                mlflow_writer.delete_experiment(tracking.uri, of.experiment_id)
+
+        service.delete(store, name, where, checkpoints, delete_experiment)
     print(f"sweep {name} is deleted")

@@ -73,7 +73,8 @@ def work(
     One of these processes keeps each sweep: it takes trials from workers that died, and ships to MLflow. Where
     --database names a shared one, only those that are given a --tracking-uri ship.
     """
-    where, me = find_home(home), replace(this_runner(), yields=True)
+    ships = tracking_uri is not None or database is None
+    where, me = find_home(home), replace(this_runner(), yields=1 if ships else 2)
     if share_checkpoints and tracking_uri is None:
         raise SweepError("--share-checkpoints needs --tracking-uri: a server that every machine reaches")
     trainer = resolved(trainer)
@@ -103,7 +104,6 @@ def work(
                 required = not allow_missing_tracking
                 return servers.enter_context(tracking_server(where, tracking_uri, required=required))
 
-            ships = tracking_uri is not None or database is None
             if not ships:
                 print("no --tracking-uri: another process ships to MLflow, or `sweeps mirror` does", flush=True)
             elif tracking_uri is not None:
@@ -132,26 +132,27 @@ def work_on(
     dead: set[str] = set()
     pass_at = 0.0
     print(f"working on {', '.join(job.sweeps) or 'every sweep'}; logs are in {job.log}", flush=True)
-    while not stop.is_set() and not workers.ended:
-        dead |= workers.look()
-        wait(POLL_SECONDS, stop.is_set)
-        if not dead and time.monotonic() < pass_at:
-            continue
-        pass_at = time.monotonic() + BEAT_SECONDS
-        try:
-            house.make_pass(service.sweeps_named(store, job.sweeps), dead)
-            events.show(service.sweeps_named(store, job.sweeps), sys.stdout)
-            dead = set()
-        except DatabaseUnavailable as error:
-            log.warning("%s; trying again", error)
-    workers.end()
     try:
-        sweeps = service.sweeps_named(store, job.sweeps)
-        house.make_pass(sweeps, workers.ids)
-        house.close(sweeps)
-        events.show(sweeps, sys.stdout)
-    except DatabaseUnavailable as error:
-        log.warning("%s; the trials of this process wait until their leases run out", error)
+        while not stop.is_set() and not workers.ended:
+            dead |= workers.look()
+            wait(POLL_SECONDS, stop.is_set)
+            if not dead and time.monotonic() < pass_at:
+                continue
+            pass_at = time.monotonic() + BEAT_SECONDS
+            try:
+                house.make_pass(service.sweeps_named(store, job.sweeps), dead)
+                if events.show(service.sweeps_named(store, job.sweeps), sys.stdout):
+                    workers.thrive()
+                dead = set()
+            except DatabaseUnavailable as error:
+                log.warning("%s; trying again", error)
+    finally:  # whatever went wrong: nobody else may keep these sweeps while this process beats
+        workers.end()
+        try:
+            house.close(workers.ids)
+            events.show(service.sweeps_named(store, job.sweeps), sys.stdout)
+        except DatabaseUnavailable as error:
+            log.warning("%s; the trials of this process wait until their leases run out", error)
     for name, trouble in house.trouble.items():
         print(f"warning: {name}: MLflow did not take everything ({trouble}); `sweeps mirror` sends it", file=sys.stderr)
-    return not any(event.kind == "worker_refused" for event in events.shown)
+    return not events.refused

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sweeps.processes import is_known_dead
+from sweeps.processes import is_known_dead, started_at, this_host
 from sweeps.records import Runner
 from tests.acceptance.commands import (
     Command,
@@ -81,9 +81,9 @@ def servers(home: Path) -> list[psutil.Process]:
 def test_a_process_that_ended_is_dead_even_while_nobody_has_waited_for_it() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert process.stdin is not None
-    host = socket.gethostname()
+    host = this_host()
     seen = psutil.Process(process.pid)
-    runner = Runner(id=f"{host}-{process.pid}-{seen.create_time():.2f}", host=host, pid=process.pid)
+    runner = Runner(id=f"{host}-{process.pid}-{started_at(seen):.2f}", host=host, pid=process.pid)
     try:
         assert not is_known_dead(runner)
         process.kill()

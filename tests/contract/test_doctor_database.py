@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import sqlalchemy as sa
 
 from sweeps import migrations
 from sweeps.doctor import Finding, tables
+from sweeps.processes import started_at, this_host, this_runner
 from sweeps.records import Runner, WorkerRow
 from sweeps.settings import Home
 from sweeps.states import SweepState
@@ -51,10 +51,7 @@ def test_a_new_database_is_well_and_not_touched(
 
 def test_a_database_in_use_is_well(look: Callable[..., dict[str, Finding]], store: Store) -> None:
     sweep = store.create_sweep("s", {}, "d", {"trials": 1}, {}, [])
-    started = psutil.Process().create_time()
-    me = Runner(
-        f"{socket.gethostname()}-{psutil.Process().pid}-{started:.2f}", socket.gethostname(), psutil.Process().pid
-    )
+    started, me = started_at(psutil.Process()), this_runner()
     store.take_runner(sweep.id, me, 60, lambda _: False)
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
     store.register_worker(WorkerRow("w", me.host, me.pid, started, "cpu", {"torch": "2"}))
@@ -68,7 +65,7 @@ def test_a_database_in_use_is_well(look: Callable[..., dict[str, Finding]], stor
 
 def test_dead_keepers_and_workers_are_named(look: Callable[..., dict[str, Finding]], store: Store) -> None:
     sweep = store.create_sweep("s", {}, "d", {"trials": 1}, {}, [])
-    host, nobody = socket.gethostname(), 2**22 + 1  # Linux has no process of that number
+    host, nobody = this_host(), 2**22 + 1  # Linux has no process of that number
     store.take_runner(sweep.id, Runner(f"{host}-{nobody}-1.00", host, nobody), 60, lambda _: False)
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
     store.register_worker(WorkerRow("w", host, nobody, 1.0, "cpu", {}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,7 +15,7 @@ import pytest
 from sweeps import checkpoints, keeper
 from sweeps.errors import DatabaseUnavailable, SweepBusy
 from sweeps.keeper import BREAKER, Keeper, end_if_over, has_work, holding
-from sweeps.processes import this_runner
+from sweeps.processes import started_at, this_host, this_runner
 from sweeps.records import Claim, PlannedTrial, Runner, SweepRow, WorkerRow
 from sweeps.spec import SweepSpec
 from sweeps.states import SweepState, TrialState
@@ -99,8 +98,8 @@ def test_a_pass_puts_back_what_dead_workers_of_this_host_held_and_no_others(
     store: Store, study: Study, running: SweepRow, tmp_path: Path
 ) -> None:
     me = psutil.Process()
-    store.register_worker(WorkerRow("live", socket.gethostname(), me.pid, me.create_time(), "cpu", {}))
-    store.register_worker(WorkerRow("dead", socket.gethostname(), me.pid, me.create_time() - 1000, "cpu", {}))
+    store.register_worker(WorkerRow("live", this_host(), me.pid, started_at(me), "cpu", {}))
+    store.register_worker(WorkerRow("dead", this_host(), me.pid, started_at(me) - 1000, "cpu", {}))
     store.register_worker(WorkerRow("elsewhere", "another host", 1, 0.0, "cpu", {}))
     for name in ("live", "dead", "elsewhere"):
         claimed(store, running, name)

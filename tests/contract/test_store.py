@@ -619,16 +619,56 @@ def test_a_reaper_may_spare_leases_that_ran_out(store: Store) -> None:
 
 def test_a_keeper_that_yields_gives_way_to_one_that_does_not(store: Store) -> None:
     sweep = running_sweep(store)
-    works, runs = Runner("works-1.00", "a", 1, yields=True), Runner("runs-1.00", "b", 2)
+    works, runs = Runner("works-1.00", "a", 1, yields=1), Runner("runs-1.00", "b", 2)
     store.take_runner(sweep.id, works, 60, lambda holder: False)
     with pytest.raises(SweepBusy):
-        store.take_runner(sweep.id, Runner("other-1.00", "c", 3, yields=True), 60, lambda holder: False)
+        store.take_runner(sweep.id, Runner("other-1.00", "c", 3, yields=1), 60, lambda holder: False)
     store.take_runner(sweep.id, runs, 60, lambda holder: False)
     assert sweep_now(store).runner == runs
     assert not store.beat(sweep.id, works.id)
     for late in (works, Runner("other-1.00", "c", 3)):
         with pytest.raises(SweepBusy):
             store.take_runner(sweep.id, late, 60, lambda holder: False)
+
+
+def test_a_sweep_that_is_about_to_be_deleted_is_claimed_from_no_more_and_one_at_work_is_refused(store: Store) -> None:
+    sweep = running_sweep(store)
+    store.register_worker(WorkerRow("w", "host/1", 7, 0.0, "cpu", {}))
+    claimed(store, sweep, "w")
+    with pytest.raises(SweepBusy, match="process 7 on host "):
+        store.begin_delete(sweep.id, lambda worker: False)
+    assert sweep_now(store).state is SweepState.RUNNING
+    store.begin_delete(sweep.id, lambda worker: worker.pid == 7)
+    assert sweep_now(store).state is SweepState.CANCELLED
+    assert store.claim(sweep.id, "another", 60) is None
+    store.delete_sweep(sweep.id)
+    claim = Claim(sweep.id, 1, 0, None, 1, None, {}, True, None, 0, "w")
+    with pytest.raises(LeaseLost):
+        store.hand_back(claim, "late")  # of a sweep that is gone: no event is left
+
+
+def _claim_and_hand_back(url: str, sweep_id: int) -> int:
+    store = Store(url)
+    _together.wait(60)
+    done = 0
+    for _ in range(25):
+        claim = store.claim(sweep_id, f"worker {os.getpid()}", 60)
+        if claim is not None:
+            store.record(claim, [epoch_row(1)])
+            store.hand_back(claim, "on purpose")
+            done += 1
+        store.reap(sweep_id)
+        store.forget_mirrored(sweep_id)
+    store.close()
+    return done
+
+
+def test_workers_and_keepers_do_not_wait_for_each_other_in_a_circle(
+    store: Store, processes: Callable[..., list[Any]]
+) -> None:
+    """An event points at the sweep: it must not wait for who holds the sweep and waits for the trial."""
+    sweep = running_sweep(store, planned=4, budget={"trials": 12})
+    assert sum(processes(_claim_and_hand_back, store.url, sweep.id)) > 100
 
 
 ALARM = {"cause": "undecided", "sentence": "Nothing has taken off.", "proposal": None}
@@ -708,12 +748,16 @@ def test_the_seconds_of_a_sweep_are_those_under_its_runners(store: Store, engine
 
     for runner in ("first", "second"):
         store.take_runner(sweep.id, Runner(runner, "host", 1), 30, lambda _: False)
-        later(100)
+        later(50)
         store.beat(sweep.id, runner)
         later(20)
         store.release_runner(sweep.id, runner)
         later(1000)
-    assert sweep_now(store).seconds == pytest.approx(240, abs=5)
+    assert sweep_now(store).seconds == pytest.approx(140, abs=5)
+    store.take_runner(sweep.id, Runner("third", "host", 1), 30, lambda _: False)
+    later(30_000)  # the machine slept
+    store.beat(sweep.id, "third")
+    assert sweep_now(store).seconds == pytest.approx(200, abs=5)
 
 
 # claims

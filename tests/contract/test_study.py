@@ -361,7 +361,7 @@ def test_a_tell_that_died_half_way_is_made_again(store: Store, study: Study, mon
     optuna_id = study.register(0, None, VALUES)
     trial = trial_row(0, TrialState.COMPLETE, optuna_trial_id=optuna_id, best_wer=0.25, reason="r")
     with monkeypatch.context() as patch:
-        patch.setattr(optuna.Study, "tell", lambda *args, **kwargs: 1 / 0)
+        patch.setattr(optuna.storages.RDBStorage, "set_trial_state_values", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             study.tell(trial, {1: 0.5, 2: 0.25})
     assert recorded(store)[0].state is OptunaState.RUNNING

@@ -149,6 +149,18 @@ def test_it_sees_that_the_sweep_is_being_cancelled_or_the_worker_stopped() -> No
         assert not held.over
 
 
+@pytest.mark.parametrize("moves_again", [False, True])
+def test_a_trainer_that_hangs_for_one_more_lease_is_given_up(moves_again: bool) -> None:
+    hung = threading.Event()
+    store = cast(Store, cast(Any, Renewals(True)))
+    with Lease(store, CLAIM, SECONDS, threading.Event(), hung.set) as held:
+        assert held.lapsed.wait(10)
+        assert not hung.is_set()
+        if moves_again:
+            held.should_stop()
+        assert hung.wait(3 * SECONDS) is not moves_again
+
+
 def test_the_thread_ends_with_the_block() -> None:
     before = threading.active_count()
 

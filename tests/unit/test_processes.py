@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sweeps.processes import deaf_children, is_known_dead, stop_signals, this_runner
+from sweeps.processes import deaf_children, is_known_dead, started_at, stop_signals, this_host, this_runner
 from sweeps.records import Runner
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -31,13 +31,14 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def runner_of(pid: int) -> Runner:
-    return replace(this_runner(), pid=pid, id=f"host-name-{pid}-{psutil.Process(pid).create_time():.2f}")
+    return replace(this_runner(), pid=pid, id=f"host-name-{pid}-{started_at(psutil.Process(pid)):.2f}")
 
 
 def test_this_process_lives_and_is_always_the_same() -> None:
     me = this_runner()
     assert me == this_runner()
-    assert (me.host, me.pid) == (socket.gethostname(), os.getpid())
+    assert (me.host, me.pid) == (this_host(), os.getpid())
+    assert str(me) == f"process {os.getpid()} on {socket.gethostname()}"
     assert not is_known_dead(me)
 
 
@@ -60,10 +61,24 @@ def test_also_where_its_parent_has_not_looked(child: subprocess.Popen[bytes]) ->
 
 
 def test_a_process_id_that_was_used_again_is_another_process(child: subprocess.Popen[bytes]) -> None:
-    begun = psutil.Process(child.pid).create_time()
+    begun = started_at(psutil.Process(child.pid))
     runner = runner_of(child.pid)
     assert is_known_dead(replace(runner, id=f"host-{child.pid}-{begun - 600:.2f}"))
-    assert not is_known_dead(replace(runner, id=f"host-{child.pid}-{begun - 1:.2f}")), "clocks are set"
+    assert not is_known_dead(replace(runner, id=f"host-{child.pid}-{begun - 1:.2f}")), "some systems round"
+
+
+def test_a_clock_that_is_set_kills_nobody(child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, day = runner_of(child.pid), 86_400.0
+    created, booted = psutil.Process.create_time, psutil.boot_time()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: created(self) + day)
+    monkeypatch.setattr(psutil, "boot_time", lambda: booted + day)
+    assert not is_known_dead(runner)
+
+
+def test_a_container_with_its_hosts_name_is_another_host() -> None:
+    me = this_runner()
+    other = replace(me, host=f"{socket.gethostname()}/1", pid=2**22 + 1)
+    assert not is_known_dead(other)
 
 
 def test_who_runs_on_another_host_is_never_known_dead() -> None:

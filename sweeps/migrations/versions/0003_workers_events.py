@@ -38,6 +38,6 @@ def upgrade() -> None:
     )
     op.create_index("ix_sweep_events_sweep_id_id", "sweep_events", ["sweep_id", "id"])
     # One by one: to copy the table, as a batch does in SQLite, would drop it while other tables point at it.
-    op.add_column("sweep_sweeps", sa.Column("runner_yields", sa.Boolean(), server_default=sa.false(), nullable=False))
+    op.add_column("sweep_sweeps", sa.Column("runner_yields", sa.Integer(), server_default="0", nullable=False))
     op.add_column("sweep_sweeps", sa.Column("tracking", sa.String()))
     op.add_column("sweep_sweeps", sa.Column("resumed_at", sa.Double()))
