@@ -20,8 +20,9 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from filelock import FileLock
 from sqlalchemy import (
     URL,
     ColumnElement,
@@ -44,7 +45,7 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 
 from model.types import EpochReport
 from sweeps import migrations, tables
@@ -94,8 +95,6 @@ __all__ = [
     "without_password",
 ]
 
-T = TypeVar("T")
-
 _BUSY_SECONDS = 30
 _PRAGMAS = (
     f"busy_timeout = {_BUSY_SECONDS * 1000}",
@@ -116,7 +115,6 @@ _SESSION = {
 }
 _UPGRADE_LOCK = 0x73776565_70730001  # PostgreSQL's advisory lock of the schema upgrade: "sweeps", 1
 _EPOCHS_AT_ONCE = _TRIALS_AT_ONCE = 1_000
-_TRIES, _TRY_SECONDS = 20, 0.1  # Optuna makes twelve tables
 RANGE_TEST_RUN = "range_test_run"  # the fact that holds its run
 _FORGET_SECONDS = 7 * 86_400.0  # a worker that was not seen for so long
 
@@ -176,18 +174,18 @@ def database_errors(url: str) -> Iterator[None]:
         raise DatabaseUnavailable(shown, " ".join(str(error.orig).split())) from error
 
 
-def among_many(make: Callable[[], T]) -> T:
-    """`make()`, which makes tables that are not there, one by one: again, where another process was faster at one."""
-    for _ in range(_TRIES):
-        try:
-            return make()
-        except (IntegrityError, ProgrammingError):  # PostgreSQL
-            time.sleep(_TRY_SECONDS)
-        except OperationalError as error:  # SQLite
-            if "already exists" not in str(error.orig):
-                raise
-            time.sleep(_TRY_SECONDS)
-    return make()
+@contextmanager
+def alone(url: str) -> Iterator[None]:
+    """Inside, no other process is in here with this database: two that make one new table at once both fail."""
+    address = database_url(url)
+    if address.get_backend_name() == "sqlite":
+        file = Path(address.database or "")
+        with FileLock(file.with_name(f".{file.name}.lock")):
+            yield
+        return
+    with _opened(address) as engine, engine.begin() as connection:
+        _lock_schema(connection)
+        yield
 
 
 def engine_options(url: str) -> dict[str, Any]:

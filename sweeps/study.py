@@ -25,7 +25,7 @@ from sweeps import states
 from sweeps.errors import DatabaseUnavailable
 from sweeps.records import TrialRow
 from sweeps.spec import FloatRange, IntRange, Range, SweepSpec
-from sweeps.store import among_many, database_errors, engine_options
+from sweeps.store import alone, database_errors, engine_options
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -148,27 +148,17 @@ def _seen_by_sampler(
         state = TrialState.COMPLETE
         if not ended_by_itself and value >= 1:  # a fault cut it short before it took off: it says nothing
             state, value = TrialState.FAIL, None
-    return _trial(state, trial.hyperparameters or {}, distributions, value)
-
-
-def _trial(
-    state: TrialState,
-    values: Hyperparameters,
-    distributions: Mapping[str, BaseDistribution],
-    value: float | None = None,
-    attributes: Mapping[str, Any] | None = None,
-) -> FrozenTrial:
     now = datetime.now()
     return FrozenTrial(
-        number=-1,  # it gets number and id from the study
+        number=-1,
         trial_id=-1,
         state=state,
         value=value,
         datetime_start=now,
         datetime_complete=now if state.is_finished() else None,
-        params={name: values[name] for name in distributions},
+        params=dict(trial.hyperparameters or {}),
         distributions=dict(distributions),
-        user_attrs=dict(attributes or {}),
+        user_attrs={},
         system_attrs={},
         intermediate_values={},
     )
@@ -186,15 +176,14 @@ def _distributions(ranges: Mapping[str, Range]) -> dict[str, BaseDistribution]:
 class Study:
     """One sweep's record in Optuna's tables. Every write is idempotent: recovery is doing it again.
 
-    It writes to Optuna's storage, not through its study, which keeps all the sweep's trials in memory, reads what has
-    changed of them before every trial, and makes five transactions of what is one here.
+    It writes to Optuna's storage, not through its study, which keeps all the sweep's trials in memory and reads what
+    has changed of them before every trial.
     """
 
     def __init__(self, database_url: str, spec: SweepSpec) -> None:
         self._url, self._name = database_url, spec.name
-        with self._reaching():
-            options = engine_options(database_url)
-            self._storage = among_many(lambda: optuna.storages.RDBStorage(database_url, engine_kwargs=options))
+        with self._reaching(), alone(database_url):
+            self._storage = optuna.storages.RDBStorage(database_url, engine_kwargs=engine_options(database_url))
             study = optuna.create_study(study_name=spec.name, storage=self._storage, load_if_exists=True)
             self._id = study._study_id
         self._distributions = _distributions(spec.space.ranges())
@@ -208,9 +197,15 @@ class Study:
     def register(self, number: int, name: str | None, values: Hyperparameters) -> int:
         """Begin a RUNNING Optuna trial with these values; returns its id."""
         attributes = {"sweep_trial": number} | ({"name": name} if name else {})
-        trial = _trial(TrialState.RUNNING, values, self._distributions, attributes=attributes)
         with self._reaching():
-            return self._storage.create_new_trial(self._id, trial)
+            # To make a trial locks the study: not with all that it holds, while others wait.
+            optuna_trial_id = self._storage.create_new_trial(self._id)
+            for parameter, distribution in self._distributions.items():
+                value = distribution.to_internal_repr(values[parameter])
+                self._storage.set_trial_param(optuna_trial_id, parameter, value, distribution)
+            for key, attribute in attributes.items():
+                self._storage.set_trial_user_attr(optuna_trial_id, key, attribute)
+            return optuna_trial_id
 
     def tell(self, trial: TrialRow, best_so_far: Mapping[int, float]) -> None:
         """End an Optuna trial as ours ended.

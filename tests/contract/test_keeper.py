@@ -148,6 +148,19 @@ def test_what_ended_is_told_and_what_a_dead_worker_registered_is_failed_after_a_
     assert orphan
 
 
+def test_once_the_sweep_has_ended_what_nobody_points_to_is_failed_at_once(
+    store: Store, study: Study, running: SweepRow, tmp_path: Path
+) -> None:
+    kept = made(store, study, running, tmp_path)
+    study.register(2, None, VALUES)
+    for _ in range(3):
+        kept.make_pass()
+        assert study.orphans([]) != [], "while it runs it may be a worker's that is about to write it down"
+        store.finish(claimed(store, running, "w"), TrialState.COMPLETE, "learned", "done", "epochs", {})
+    assert kept.make_pass().state is SweepState.COMPLETE
+    assert study.orphans([]) == []
+
+
 def test_checkpoints_that_a_dead_worker_left_are_settled(
     store: Store, study: Study, running: SweepRow, tmp_path: Path
 ) -> None:

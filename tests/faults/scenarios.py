@@ -188,7 +188,6 @@ SCENARIOS = (
             *(("claim", "after", 2), ("parameters", "before", 4), ("batch", "before", 30), ("save", "before", 7)),
             *(("record", "before", 9), ("decide", "after", 17), ("finish", "before", 4), ("tell", "before", 5)),
         ),
-        command="work",
     ),
     Scenario(
         "killed at 7",
@@ -252,6 +251,20 @@ SCENARIOS = (
         "SQLite locked",
         "another process holds SQLite's write lock for 8 s",
         (Fault("record", "after", 5, "call", name="SQLite locked"),),
+        databases=("sqlite",),
+        repeated=2,
+    ),
+    Scenario(
+        "frozen in a write of PostgreSQL",
+        "SIGSTOP of a worker inside a transaction, for longer than PostgreSQL lets a session idle there (30 s)",
+        (Fault("transaction", "before", 6, "stop", 38.0),),
+        databases=("postgresql",),
+        repeated=2,  # nobody can renew a lease meanwhile
+    ),
+    Scenario(
+        "frozen in a write of SQLite",
+        "SIGSTOP of a worker inside a transaction, for 8 s",
+        (Fault("transaction", "before", 6, "stop", 8.0),),
         databases=("sqlite",),
         repeated=2,
     ),

@@ -33,7 +33,7 @@ TRAINER = f"{Path(counting.__file__).resolve()}:CountingTrainer"
 LEASE_SECONDS = 3.0
 
 RACE_SECONDS = 20.0
-"""A frozen process is woken at the latest after so many."""
+"""A frozen process is woken at the latest after so many, unless its fault says for how long it is frozen."""
 
 LEFT_OVER = "MLflow did not take everything"
 """What a command says that ended while MLflow was away: then `sweeps mirror` sends it, as it says."""
@@ -221,7 +221,7 @@ class _Outside:
             self._seen.add(fired.fault)
             fault = self._site.plan.faults[fired.fault]
             if fault.action == "stop":
-                self._frozen.append(_Frozen(fired, self._site.name))
+                self._frozen.append(_Frozen(fired, self._site.name, fault.seconds))
             elif fault.action == "call":
                 self._threads.append(threading.Thread(target=self._call, args=(self._calls[fault.name],)))
                 self._threads[-1].start()
@@ -243,15 +243,15 @@ class _Outside:
 class _Frozen:
     """A process that has stopped itself: woken once its trial was taken from it, as that is the hard case."""
 
-    def __init__(self, fired: Fired, sweep: str) -> None:
-        self.fired, self._sweep = fired, sweep
+    def __init__(self, fired: Fired, sweep: str, seconds: float) -> None:
+        self.fired, self._sweep, self._seconds = fired, sweep, seconds
         self._held: tuple[int, int] | None = None
         self._looked = False
 
     def may_wake(self, store: Store) -> bool:
         frozen_for = time.monotonic() - self.fired.at
-        if frozen_for > RACE_SECONDS:
-            return True
+        if self._seconds or frozen_for > RACE_SECONDS:
+            return frozen_for > self._seconds
         with suppress(DatabaseUnavailable):
             if not self._looked:
                 self._held, self._looked = self._trial(store), True

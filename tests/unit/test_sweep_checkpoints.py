@@ -241,6 +241,36 @@ def test_one_that_came_to_nothing_is_kept_without_the_optimizer_and_for_some_day
     assert names(files) == []
 
 
+def test_what_a_killed_worker_had_not_written_to_its_end_goes_with_the_trial(files: Files, corpus: Corpus) -> None:
+    folder = files.last.parent
+    put(files, corpus, 1)
+    (folder / ".00007.2.pt.4242.part").touch()  # its next attempt came no further
+    settle(folder, 7, TrialState.COMPLETE)
+    (folder / ".00008.1.best.pt.4242.part").touch()
+    assert list(unsettled(folder)) == [8]
+    settle(folder, 8, TrialState.FAILED)
+    assert [name for name in names(files) if name.endswith(".part")] == []
+    assert list(unsettled(folder)) == []
+
+
+@pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.PRUNED])
+def test_a_worker_and_the_keeper_may_settle_at_the_same_time(
+    files: Files, corpus: Corpus, state: TrialState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(files, corpus, 2, better=True)
+    rename = Path.replace
+
+    def faster(path: Path, target: Path) -> Path:
+        if path == files.last:  # the other one did it between our look and this
+            rename(path, target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", faster)
+    settle(files.last.parent, 7, state)
+    settle(files.last.parent, 7, state)
+    assert names(files) == ["00007.best.pt", "00007.pt"]
+
+
 def test_room_is_tried(tmp_path: Path) -> None:
     assert has_room(tmp_path, 3 << 20)
     assert list(tmp_path.iterdir()) == []
