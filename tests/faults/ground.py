@@ -7,7 +7,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from model.corpus.synthetic import GeneratedConfig, generate
 from sweeps.store import Store
 from tests.faults import counting
 from tests.faults.databases import Postgres, postgresql
-from tests.faults.invariants import Curve, Expected, curve_of, repeated, violations
+from tests.faults.invariants import TOO_LONG, Curve, Expected, curve_of, repeated, violations
 from tests.faults.mlflow_proxy import proxied
 from tests.faults.outside import calls
 from tests.faults.scenarios import Scenario
@@ -65,11 +65,21 @@ class Ground:
         self._measured: dict[tuple[str, str], Uninterrupted] = {}
 
     def strike(self, scenario: Scenario, database: str, *, all_strike: bool = True) -> Row:
-        """Run the scenario's sweep with its faults, and look at what is left.
+        """Run the scenario's sweep with its faults, and look at what is left. Where nothing but the time is wrong the
+        machine may be busier than it was: the uninterrupted time is measured again, beside it.
 
         Args:
             all_strike: whether a fault that did not strike breaks a rule.
         """
+        row = self._struck(scenario, database, all_strike)
+        if [line for line in row.violations if not line.startswith(TOO_LONG)] or not row.violations:
+            return row
+        base = self.measured(scenario.uninterrupted, database)
+        allowed = scenario.allowed(base.seconds, base.start, row.outage)
+        still = row.violations if row.seconds > allowed else []
+        return replace(row, violations=still, allowed=allowed, uninterrupted=base.seconds, start=base.start)
+
+    def _struck(self, scenario: Scenario, database: str, all_strike: bool) -> Row:
         base = self.uninterrupted(scenario.uninterrupted, database)
         with ExitStack() as stack:
             tracking, proxy = self._mlflow.url, None

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.faults.ground import Ground, Row, prepared
+from tests.faults.ground import Ground, prepared
 from tests.faults.outside import MODES
 from tests.faults.points import POINTS, Fault
 from tests.faults.scenarios import DAY, Scenario
@@ -126,23 +126,6 @@ def loses_workers(scenario: Scenario) -> int:
     return keepers * per_keeper + len(widely) * scenario.workers
 
 
-@dataclass
-class Soak:
-    ground: Ground
-    seed: int
-
-    def strike(self, number: int, *, real: bool) -> Row:
-        """One plan. Where nothing but the time is wrong the machine may be: the measure is taken again."""
-        scenario, database = plan_of(self.seed, number, real=real)
-        row = self.ground.strike(scenario, database, all_strike=False)
-        if row.violations and all(line.startswith("took ") for line in row.violations):
-            again = self.ground.measured(scenario.uninterrupted, database)
-            allowed = scenario.allowed(again.seconds, again.start, row.outage)
-            if row.seconds <= allowed:
-                return replace(row, violations=[], allowed=allowed, uninterrupted=again.seconds, start=again.start)
-        return row
-
-
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plans", type=int, default=200)
@@ -150,38 +133,47 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--real", type=int, default=20, help="so many of the plans train the built-in trainer")
     parser.add_argument("--out", type=Path, default=Path("build/soak.jsonl"))
     parser.add_argument("--only", type=int, help="this plan alone, whether it was done or not")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no plan after so many")
     given = parser.parse_args(words)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    every = max(1, given.plans // given.real) if given.real else 0
-    todo = range(given.plans) if given.only is None else [given.only]
-    done = {} if given.only is not None else read(given.out, given.seed)
-    broken = [number for number, line in done.items() if line["violations"]]
-    with ExitStack() as stack:
-        ground: Ground | None = None
+    every = max(1, given.plans // given.real) if given.real else math.inf
+    done = read(given.out, given.seed)
+    if given.only is None:
+        todo = [number for number in range(given.plans) if number not in done]
+    else:
+        done, todo = {}, [given.only]
+    deadline = time.monotonic() + 60 * given.minutes
+    with tempfile.TemporaryDirectory(prefix="soak") as folder, prepared(Path(folder)) as ground:
         for number in todo:
-            if number in done:
-                continue
-            if ground is None:
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="soak"))
-                ground = stack.enter_context(prepared(Path(folder)))
-            begun = time.monotonic()
-            row = Soak(ground, given.seed).strike(number, real=bool(every) and number % every == every - 1)
-            line = {"seed": given.seed, "plan": number, **row.as_json()}
+            if time.monotonic() > deadline:
+                break
+            line = strike(ground, given.seed, number, real=number % every == every - 1)
+            done[number] = line
             with given.out.open("a", encoding="utf-8") as out:
                 out.write(f"{json.dumps(line)}\n")
-            print(
-                f"{row.scenario} {row.database}: {', '.join(row.struck) or 'nothing struck'}: "
-                f"{row.seconds:.0f} of {row.allowed:.0f} s, {time.monotonic() - begun:.0f} s in all",
-                flush=True,
-            )
-            if row.violations:
-                broken.append(number)
-                print("\n".join([*row.violations, row.words]), file=sys.stderr)
-    print(
-        f"{len(todo)} plans, {len(broken)} with violations"
-        + "".join(f"\n  --plans {given.plans} --seed {given.seed} --real {given.real} --only {n}" for n in broken)
-    )
+    broken = [number for number, line in sorted(done.items()) if line["violations"]]
+    print(f"{len(done)} of {given.plans} plans, {len(broken)} in which a rule was broken")
+    for number in broken:
+        print(f"  --plans {given.plans} --seed {given.seed} --real {given.real} --only {number}")
     return bool(broken)
+
+
+def strike(ground: Ground, seed: int, number: int, *, real: bool) -> dict[str, Any]:
+    """One plan; the line that is kept of it."""
+    begun = time.monotonic()
+    scenario, database = plan_of(seed, number, real=real)
+    line = {"seed": seed, "plan": number, "faults": [str(fault) for fault in scenario.faults]}
+    try:
+        row = ground.strike(scenario, database, all_strike=False)
+    except AssertionError as error:  # it did not end
+        print(f"plan {number}, {line['faults']}: {error}", file=sys.stderr, flush=True)
+        return {**line, "violations": [str(error).splitlines()[0]]}
+    struck = ", ".join(row.struck) or "nothing struck"
+    times = f"{row.seconds:.0f} of {row.allowed:.0f} s, {time.monotonic() - begun:.0f} s in all"
+    print(f"{row.scenario} {row.database}: {struck}: {times}", flush=True)
+    if row.violations:
+        print("\n".join([*row.violations, row.words]), file=sys.stderr, flush=True)
+    return {**line, **row.as_json()}
 
 
 def read(file: Path, seed: int) -> dict[int, dict[str, Any]]:

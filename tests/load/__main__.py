@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -46,6 +47,9 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help=f"write the table into {report.PAGE.name}")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave logs and times there")
     given = parser.parse_args()
+    if given.workers % given.commands:
+        parser.error("--workers: must be a multiple of --commands")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers and workers end as well
     found: list[Measured] = []
     if "workers" in given.load or not given.load:
         what = f"{given.workers} workers of {given.commands} `sweeps work`, TPE"

@@ -37,7 +37,9 @@ def claim_all(folder: Path, database: Database, processes: int, claimers: int) -
     spawn = multiprocessing.get_context("spawn")
     shares = [claimers // processes + (number < claimers % processes) for number in range(processes)]
     started = [
-        spawn.Process(target=_process, args=(folder, number, database.url, share), name=f"claimers {number}")
+        spawn.Process(
+            target=_process, args=(folder, number, database.url, share), name=f"claimers {number}", daemon=True
+        )
         for number, share in enumerate(shares)
     ]
     most = 0
