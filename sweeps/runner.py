@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -107,6 +107,11 @@ class Workers:
         """There was progress: the next death is not in a row with the last one."""
         self._deaths = 0
 
+    def ask_to_stop(self) -> None:
+        """From any thread: each drops the epoch in hand and hands its trial back."""
+        for worker in list(self._running):
+            worker.pipe.close()
+
     def end(self) -> None:
         """Ask, wait, and only then force."""
         _end(self._running)
@@ -157,7 +162,7 @@ def run(
             workers.end()
             _check_ours(store, sweep, runner)
             keeper.make_pass(workers.ids)
-            _close(store, sweep.id, reason, stop.is_set())
+            _close(store, sweep.id, reason, stop.is_set(), workers.ids)
 
 
 def _check_ours(store: Store, sweep: SweepRow, runner: Runner) -> None:
@@ -217,7 +222,7 @@ def _watch(
     return ""
 
 
-def _close(store: Store, sweep_id: int, reason: str, interrupted: bool) -> None:
+def _close(store: Store, sweep_id: int, reason: str, interrupted: bool, workers: Collection[str]) -> None:
     """What state the sweep is left in by a runner that ends; where it has ended, or others work on it, as it is."""
     sweep = next(s for s in store.sweeps() if s.id == sweep_id)
     if sweep.state is not SweepState.RUNNING or store.holders(sweep_id):
@@ -227,7 +232,8 @@ def _close(store: Store, sweep_id: int, reason: str, interrupted: bool) -> None:
     elif reason:
         store.set_sweep_state(sweep_id, SweepState.FAILED, reason)
     elif has_work(sweep, trials := store.trials(sweep_id)):
-        refused = [event.text for event in store.events(sweep_id) if event.kind == "worker_refused"]
+        told = store.events(sweep_id)
+        refused = [event.text for event in told if event.kind == "worker_refused" and event.worker in workers]
         waiting = sum(not t.state.terminal for t in trials)
         why = (
             refused[-1]

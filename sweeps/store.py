@@ -1019,9 +1019,11 @@ class Store:
             _check_finite(numbers=decision.numbers, thresholds=decision.thresholds)
         with self._write_mine(claim, f"write {', '.join(values)}") as connection:
             if not connection.execute(update(trials).where(_mine(claim)).values(**values)).rowcount:
-                done = and_(trials.c.id == claim.trial_id, trials.c.attempt == claim.attempt)
+                again, done = False, and_(trials.c.id == claim.trial_id, trials.c.attempt == claim.attempt)
                 state = connection.scalar(select(trials.c.state).where(done))
-                if state is not None and state.terminal and state == values.get("state"):
+                if state is not None and state == values.get("state"):
+                    again = state.terminal or (told is not None and _was_told(connection, claim, told.kind))
+                if again:
                     return  # the answer to the first time was lost
                 raise LeaseLost(claim.number, claim.attempt)
             if told is not None:
@@ -1274,6 +1276,13 @@ def _tell(connection: Connection, sweep_id: int, event: EventRow) -> None:
     values = {"sweep_id": sweep_id, "kind": event.kind, "text": event.text, "data": event.data}
     about = {"trial_number": event.trial_number, "attempt": event.attempt, "worker": event.worker}
     connection.execute(insert(events).values(**values, **about, at=now()))
+
+
+def _was_told(connection: Connection, claim: Claim, kind: str) -> bool:
+    """Whether the claim's holder has told an event of this kind."""
+    trial = and_(events.c.sweep_id == claim.sweep_id, events.c.trial_number == claim.number)
+    by_holder = and_(events.c.attempt == claim.attempt, events.c.worker == claim.worker, events.c.kind == kind)
+    return bool(connection.scalar(select(exists().where(trial, by_holder))))
 
 
 def _by_trial(

@@ -233,19 +233,18 @@ class Study:
             self._storage.set_trial_state_values(optuna_trial_id, state, None if value is None else [value])
 
     def orphans(self, known: Sequence[TrialRow]) -> list[int]:
-        """Numbers of the RUNNING Optuna trials that none of our trials points to: a crash came between the two writes,
+        """Ids of the RUNNING Optuna trials that none of our trials points to: a crash came between the two writes,
         or a worker is between them just now.
         """
         ours = {trial.optuna_trial_id for trial in known}
         with self._reaching():
             running = self._storage.get_all_trials(self._id, deepcopy=False, states=(TrialState.RUNNING,))
-        return [trial.number for trial in running if trial._trial_id not in ours]
+        return [trial._trial_id for trial in running if trial._trial_id not in ours]
 
-    def fail(self, numbers: Sequence[int]) -> None:
+    def fail(self, optuna_trial_ids: Sequence[int]) -> None:
         """End these Optuna trials as failed."""
         with self._reaching():
-            for number in numbers:
-                optuna_trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+            for optuna_trial_id in optuna_trial_ids:
                 with suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self._storage.set_trial_state_values(optuna_trial_id, TrialState.FAIL)
 

@@ -357,7 +357,12 @@ def ask(assignment: Assignment, store: Store, claim: Claim) -> Hyperparameters:
     values = claim.hyperparameters or suggested(assignment.spec, store, assignment.sweep, claim)
     if claim.optuna_trial_id is None:
         optuna_trial_id = assignment.study.register(claim.number, claim.name, values) if claim.in_space else None
-        store.set_hyperparameters(claim, dict(values), optuna_trial_id)
+        try:
+            store.set_hyperparameters(claim, dict(values), optuna_trial_id)
+        except LeaseLost:
+            if optuna_trial_id is not None:  # nobody else knows of it, and perhaps nobody keeps the sweep any more
+                assignment.study.fail([optuna_trial_id])
+            raise
     return values
 
 
@@ -408,6 +413,8 @@ def train(
                 state = judging.judge_all(spec, store, sweep, claim, config, reports, first)
                 if state is not None:
                     checkpoints.settle(folder, claim.number, state)
+                    if share is not None:
+                        share.forget()
                     return
                 first = len(reports) + 1
                 if reason := _why_not_on(spec, store, sweep, claim, trainer.epoch + 1, stop):
@@ -466,6 +473,16 @@ class Shared:
     def flush(self) -> None:
         """Wait for what was offered, but not for long: whoever is told to stop has seconds."""
         self._share.flush(SHARE_SECONDS)
+
+    def forget(self) -> None:
+        """The trial is over: nobody goes on from a checkpoint of it, and the files stay where it was trained."""
+        run_id = self._run_id()
+        try:
+            self._share.close(SHARE_SECONDS)  # what is under way would come after
+            if run_id is not None:
+                self._experiment.existing(run_id).delete_artifacts(checkpoint_share.FOLDER)
+        except (TrackingUnavailable, TrackingRefused) as error:
+            log.warning("the shared checkpoints of trial %d stay in MLflow: %s", self._claim.number, error)
 
     def close(self) -> None:
         self._share.close()

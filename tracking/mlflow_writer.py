@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.entities import RunStatus as MlflowStatus
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from requests import RequestException
 
@@ -220,6 +221,14 @@ class _MlflowRun:
     def log_artifact(self, file: Path, folder: str = "") -> None:
         with _translated(self._tracking_uri):
             self._client.log_artifact(self.run_id, str(file), folder or None)
+
+    def delete_artifacts(self, folder: str) -> None:
+        artifact_name(folder)  # a plain path
+        with _translated(self._tracking_uri):
+            if self._client.list_artifacts(self.run_id, folder):
+                uri = self._client.get_run(self.run_id).info.artifact_uri
+                repository: Any = get_artifact_repository(uri, tracking_uri=self._tracking_uri)
+                repository.delete_artifacts(folder)
 
     def close(self) -> None:
         """Nothing is pending: every call had arrived when it returned."""

@@ -66,6 +66,12 @@ class RecordingRun:
     def log_artifact(self, file: Path, folder: str = "") -> None:
         self.artifacts[str(PurePosixPath(folder) / file.name)] = file.read_bytes()
 
+    def delete_artifacts(self, folder: str) -> None:
+        artifact_name(folder)
+        kept = {path: content for path, content in self.artifacts.items() if not path.startswith(f"{folder}/")}
+        self.artifacts.clear()
+        self.artifacts.update(kept)
+
     def close(self) -> None:
         self.closed = True
 

@@ -6,6 +6,7 @@ whole process tree once its own standard input closes, which happens however the
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -32,6 +33,8 @@ from tracking.writer import TrackingUnavailable
 
 if TYPE_CHECKING:
     from requests import Response
+
+log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 DATABASE = "mlflow.db"
@@ -129,6 +132,7 @@ class LocalServer:
                 self._start(port)
             except ServerDidNotStart as error:
                 raise TrackingUnavailable(f"the local MLflow server died and does not start again: {error}") from error
+            log.warning("the local MLflow server had died; it was started again at %s", self.url)
 
     def stop(self) -> None:
         """End the server and every process of its tree; a second call does nothing."""

@@ -112,6 +112,20 @@ class WriterContract:
         assert once.artifacts == {"files/config.json": b"{}"}
         assert once.name == "renamed"
 
+    def test_artifacts_are_deleted_by_folder(
+        self, experiment: ExperimentWriter, tracker: Tracker, tmp_path: Path
+    ) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        file = tmp_path / "weights.pt"
+        file.write_bytes(b"weights")
+        for folder in ("files", "files/deep", "others"):
+            run.log_artifact(file, folder)
+        for _ in range(2):
+            run.delete_artifacts("files")
+        assert tracker.stored(run.run_id).artifacts == {"others/weights.pt": b"weights"}
+        with pytest.raises(ValueError, match="relative"):
+            run.delete_artifacts("../others")
+
     def test_more_points_than_fit_one_request(self, experiment: ExperimentWriter, tracker: Tracker) -> None:
         run = experiment.run("sweep/1", "first", 1_000)
         metrics = {f"metric/{number}": 0.25 for number in range(7)}

@@ -78,6 +78,9 @@ class RunWriter(Protocol):
     def log_artifact(self, file: Path, folder: str = "") -> None:
         """Copy `file` into the run's artifacts, under `folder`; a file of that name is replaced."""
 
+    def delete_artifacts(self, folder: str) -> None:
+        """Remove what is under `folder`; nothing happens where there is nothing."""
+
     def close(self) -> None: ...
 
 

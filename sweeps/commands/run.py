@@ -35,6 +35,7 @@ from sweeps.commands.options import (
     wait_for_enter,
 )
 from sweeps.mirror import Mirror
+from sweeps.patience import patiently
 from sweeps.processes import this_runner
 from sweeps.range_test import PICTURE
 from sweeps.records import SweepRow
@@ -224,7 +225,8 @@ def range_test(
     if test is None:
         say("interrupted; it is made anew when the sweep is run again")
         return
-    for line in ramp.keep(store, sweep, spec, test):
+    # Minutes of work: a database that blinks must not lose them.
+    for line in patiently(lambda: ramp.keep(store, sweep, spec, test), stop.is_set):
         say(line)
     say(f"its picture is {pictures / PICTURE}")
 

@@ -132,6 +132,8 @@ def work_on(
     dead: set[str] = set()
     pass_at = 0.0
     print(f"working on {', '.join(job.sweeps) or 'every sweep'}; logs are in {job.log}", flush=True)
+    # At once, whatever a pass over the sweeps waits for: a mirror that ends, a server that starts.
+    threading.Thread(target=_pass_on, args=(stop, workers), name="stop", daemon=True).start()
     try:
         while not stop.is_set() and not workers.ended:
             dead |= workers.look()
@@ -156,3 +158,8 @@ def work_on(
     for name, trouble in house.trouble.items():
         print(f"warning: {name}: MLflow did not take everything ({trouble}); `sweeps mirror` sends it", file=sys.stderr)
     return not events.refused
+
+
+def _pass_on(stop: threading.Event, workers: Workers) -> None:
+    stop.wait()
+    workers.ask_to_stop()

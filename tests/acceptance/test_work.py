@@ -21,6 +21,7 @@ from tests.acceptance.commands import (
     in_an_epoch,
     read,
     run,
+    runs,
     start,
     trials_now,
     until_gone,
@@ -201,6 +202,9 @@ def test_a_trial_goes_on_elsewhere_from_the_checkpoint_that_its_run_holds(home: 
         assert f"fetched a checkpoint of {begun.epochs} epochs" in logs
         assert state(home) == "COMPLETE"
         check_everything_arrived(home, server.url)
+        for found in runs(home, server.url).values():
+            folders = [file.path for file in MlflowClient(server.url).list_artifacts(found.info.run_id)]
+            assert "checkpoints" not in folders, "nobody goes on from them any more"
     alone = tmp_path / "alone" / "home"
     run(alone, alone.parent, "run", write_spec(alone.parent, **{**LONG, "budget": {"trials": 2}}), "--workers", "1")
     assert curves(alone) == curves(home)

@@ -583,6 +583,20 @@ def test_a_claim_whose_answer_was_lost_is_given_again(store: Store) -> None:
     assert store.trial(sweep.id, 0).state is TrialState.WAITING, "the lost answer was no attempt"
 
 
+def test_a_trial_may_be_handed_back_twice_by_the_same_attempt(store: Store) -> None:
+    sweep = running_sweep(store)
+    claim = claimed(store, sweep)
+    for _ in range(2):
+        store.hand_back(claim, "preempted")
+    kinds = [event.kind for event in store.events(sweep.id)]
+    assert kinds.count("handed_back") == 1
+    assert "late_write_refused" not in kinds
+    reaped = claimed(store, sweep, "other", EXPIRED)
+    store.reap(sweep.id)
+    with pytest.raises(LeaseLost):  # it waits as well, but not because its worker has said so
+        store.hand_back(reaped, "late")
+
+
 def test_an_end_may_be_written_twice_by_the_same_attempt(store: Store) -> None:
     sweep = running_sweep(store)
     claim = claimed(store, sweep)
@@ -903,6 +917,8 @@ def test_a_worker_that_lost_its_trial_writes_nothing(store: Store, engine: Engin
     writes = _late_writes()
     if after == "finished":
         writes.pop("stop")  # to the same end: the answer to the first time was lost
+    if after == "handed back":
+        writes.pop("hand_back")  # likewise
     for name, write in writes.items():
         with pytest.raises(LeaseLost, match="trial 0 is no longer held by its attempt 1"):
             write(store, old)
