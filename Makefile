@@ -4,10 +4,10 @@ PYTHON ?= python3
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test slow faults soak load lint check clean
+.PHONY: help demo test slow faults soak load compose-smoke lint check clean
 
 help:  ## what is here
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 15
 
 # The stamp holds what was installed from: a changed pin installs again.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -35,6 +35,9 @@ soak: $(VENV)/installed  ## the same at random, for hours: ARGS="--plans 200 --s
 
 load: $(VENV)/installed  ## 20 workers, then 100 claimers, and nothing to train: docs/explanation/load.md, about ten minutes
 	$(BIN)/python -m tests.load $(ARGS)
+
+compose-smoke: $(VENV)/installed  ## the services of docker-compose.yml as plain processes, about four minutes
+	$(BIN)/python -m pytest -m compose tests/deploy $(ARGS)
 
 lint: $(VENV)/installed  ## style, types, layers
 	$(BIN)/ruff check .

@@ -1,0 +1,24 @@
+"""Hyperparameter sweeps for CTC sequence models. `Client` asks a server; `connect` a database as well."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sweeps.client import Client
+    from sweeps.connect import connect
+
+__all__ = ["Client", "connect"]
+
+
+def __getattr__(name: str) -> object:
+    """Imported when asked for: a worker needs no HTTP."""
+    if name == "Client":
+        from sweeps.client import Client
+
+        return Client
+    if name == "connect":
+        from sweeps.connect import connect
+
+        return connect
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

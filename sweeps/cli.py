@@ -12,7 +12,7 @@ from sweeps import shadows
 
 with shadows.explained():
     from model.corpus.annotations import CorpusError
-    from sweeps.commands import create, db, doctor, mirror, run, show, ui, verbs, work
+    from sweeps.commands import create, db, doctor, mirror, run, serve, show, token, ui, verbs, work
     from sweeps.errors import SweepError
     from tracking.server import ServerDidNotStart
     from tracking.writer import TrackingRefused, TrackingUnavailable
@@ -26,11 +26,12 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(run.run, create.create, work.work, ui.ui, show.show, mirror.mirror),
-    *(verbs.pause, verbs.resume, verbs.stop, verbs.cancel, verbs.delete),
-    doctor.doctor,
+    *(verbs.pause, verbs.resume, verbs.stop, verbs.cancel, verbs.enqueue, verbs.delete),
+    *(serve.serve, token.actions, doctor.doctor),
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(token.app, name="token")
 app.add_typer(db.app, name="db")
 
 

@@ -192,7 +192,7 @@ def view(
 def print_summary(
     sweep: SweepRow,
     trials: list[TrialRow],
-    epochs: Epochs,
+    latest: Mapping[int, EpochRow],
     command: str | None,
     dashboard: str,
     found: Conclusions,
@@ -203,8 +203,7 @@ def print_summary(
     """
     width = None if out.isatty() else 160
     console = Console(file=out, width=width, soft_wrap=False, markup=False, emoji=False, highlight=False)
-    rows = {t.id: (all_rows[-1] if (all_rows := epochs(t.id)) else None) for t in trials}
-    console.print(trial_table(sweep.name, trials, lambda t: rows[t.id], width=console.width))
+    console.print(trial_table(sweep.name, trials, lambda t: latest.get(t.number), width=console.width))
     best = best_trial(trials)
 
     def say(text: str) -> None:

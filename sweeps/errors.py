@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 
 class SweepError(Exception):
@@ -147,6 +149,54 @@ class RangeTestFailed(SweepError):
 
     def __init__(self, why: str, log: str) -> None:
         super().__init__(f"the range test failed ({why}): {log} has more; mend it, or begin with --skip-range-test")
+
+
+class TokenExists(SweepError):
+    """A token of that name was made already."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is a token {name!r} already (a revoked one keeps its name): choose another name")
+
+
+class TokenNotFound(SweepError):
+    """No token has that name."""
+
+    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
+        way_out = _nearest(name, known) or "`sweeps token list` shows those there are"
+        super().__init__(f"there is no token {name!r}: {way_out}")
+
+
+class WrongState(SweepError, ValueError):
+    """The life cycle has no such step."""
+
+
+class NotAllowed(SweepError):
+    """A server wants a token, does not know the one it was shown, or allows it less than was asked."""
+
+
+class ServerUnavailable(SweepError):
+    """A server cannot be reached, or failed. What was asked for can be asked again."""
+
+    def __init__(self, server: str, why: str) -> None:
+        super().__init__(f"server {server} cannot be used ({why}): check its address and that it runs")
+
+
+def code_of(kind: type[BaseException]) -> str:
+    """What an error is called where it is not an object: `spec-changed`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
+
+
+def revived(code: str, message: str, members: Mapping[str, Any]) -> SweepError | None:
+    """The error of that code, as it was where it was raised; None where there is none."""
+    kinds = [SweepError]
+    for kind in kinds:
+        if code_of(kind) == code:
+            error = kind.__new__(kind)
+            Exception.__init__(error, message)
+            vars(error).update(members)
+            return error
+        kinds += kind.__subclasses__()
+    return None
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

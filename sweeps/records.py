@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 from model.floors import Floors
 from model.types import METRICS, EpochReport
 from sweeps.states import SweepState, TrialState
+
+Scope: TypeAlias = Literal["read", "operate"]
+"""What a token is good for: looking, or also creating, changing and deleting sweeps."""
 
 
 def shown_host(host: str) -> str:
@@ -178,6 +181,47 @@ class DecisionRow:
     def as_json(self) -> dict[str, Any]:
         """What is not of the trial, in JSON types only."""
         return {name: value for name, value in asdict(self).items() if name not in ("trial_id", "number")}
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """A sweep at a glance."""
+
+    sweep: SweepRow
+    counts: dict[TrialState, int]
+    """Trials by state, those of each."""
+    epochs: int
+    """Recorded, over all trials."""
+    best: TrialRow | None
+    """The trial with the lowest WER, whatever its state; the earlier of equals."""
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """Somebody's right to use the service over the network; never the token itself."""
+
+    name: str
+    scope: Scope
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+    used_at: float | None
+    """When it was last used, to the minute."""
+
+
+@dataclass(frozen=True)
+class ActionRow:
+    """Who asked for what. It was asked for: what came of it stands among the sweep's events."""
+
+    actor: str
+    """`token NAME`, or `USER@HOST` for somebody at the command line."""
+    action: str
+    target: str
+    """A sweep, a trial or a token."""
+    data: dict[str, Any] = field(default_factory=dict)
+    at: float | None = None
+    id: int | None = None
+    """Ascending within a database."""
 
 
 @dataclass(frozen=True)

@@ -1,171 +1,40 @@
-"""The one door to sweeps: what the command line does is a translation of these calls."""
+"""The one door to sweeps: what the command line and the HTTP API do are translations of these calls."""
 
 from __future__ import annotations
 
 import math
 import shutil
-import subprocess
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.corpus.annotations import CorpusError
-from model.corpus.check import check_corpus
-from model.corpus.data import Corpus, CorpusConfig, check_fit, fit_note, load_corpus
-from model.corpus.synthetic import generate
-from model.diagnosis import Judgement, judge
-from model.floors import Floors, floors
-from model.types import BUILT_IN
-from sweeps.errors import (
-    DatabaseOutdated,
-    NoProposal,
-    NothingToDo,
-    SpecChanged,
-    SweepNotFound,
-    TrainerChanged,
-)
+from model.diagnosis import Judgement, counted, judge
+from sweeps import preparing
+from sweeps.errors import DatabaseOutdated, NoProposal, NothingToDo, SweepError, SweepExists, SweepNotFound
+from sweeps.interface import LOOK_SECONDS, PAGE, Best, Change, Created, Spec, Sweeps
 from sweeps.keeper import STALE_SECONDS, end_if_over, has_work
+from sweeps.policy import Policy
 from sweeps.processes import is_gone, is_known_dead, this_runner
-from sweeps.records import EpochRow, PlannedTrial, SweepRow, TrialRow
+from sweeps.records import (
+    ActionRow,
+    DecisionRow,
+    EpochRow,
+    EventRow,
+    PlannedTrial,
+    SweepRow,
+    SweepStatus,
+    TrialRow,
+)
 from sweeps.settings import Home
-from sweeps.spec import SpecError, SweepSpec, differing_paths, digest, spec_of
-from sweeps.states import SweepState
+from sweeps.spec import SpecError, SweepSpec, corpus_of, digest, read_spec, spec_of
+from sweeps.states import SweepState, TrialState
 from sweeps.store import Store, without_password
 from sweeps.study import Study
-from sweeps.summary import Conclusions, conclusions, config_of, program, shell_line
-from sweeps.trainers import (
-    described,
-    load_trainer,
-    make_trainer,
-    resolved,
-    seconds_per_step,
-    state_size,
-    trainer_name,
-)
+from sweeps.summary import Conclusions, command_of, conclusions, config_of, program, shell_line
 from tracking.links import without_credentials
-
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A spec whose corpus was read and checked."""
-
-    spec: SweepSpec
-    corpus_config: CorpusConfig
-    corpus: Corpus
-    floors: Floors
-    notes: tuple[str, ...]
-    """What the corpus left out, a sentence each, at the output stride of the spec."""
-    trainer: str | None = None
-    """Where a trainer of one's own is: `FILE.py:NAME` or `package.module:NAME`. None: the built-in one."""
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {
-            "corpus_hash": self.corpus.hash,
-            "vocabulary_hash": self.corpus.vocabulary.hash,
-            "dev_sequences": len(self.corpus.dev),
-            "trainer": trainer_name(self.trainer),
-            "git_commit": git_commit(),
-            # A loss is not a number where no dev target fits its sentence.
-            **{k: v for k, v in asdict(self.floors).items() if isinstance(v, str) or math.isfinite(v)},
-        }
-
-
-def git_commit() -> str:
-    """The commit of the working directory, for the record; empty where there is none."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, encoding="utf-8")
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return found.stdout.strip() if found.returncode == 0 else ""
-
-
-def prepare(
-    spec: SweepSpec, home: Home, progress: Progress | None = None, trainer: str | None = None, *, force: bool = False
-) -> Prepared:
-    """Generate the corpus if asked to, read it whole, and find what knowing nothing scores on it.
-
-    Args:
-        trainer: a trainer of one's own, `FILE.py:NAME` or `package.module:NAME`. It is imported: never take it from
-            a request or a spec.
-        force: take a corpus that the check finds a fatal fault in.
-
-    Raises:
-        SpecError: the corpus cannot be used; says which file, why, and the way out.
-        TrainerNotFound: that trainer cannot be used.
-    """
-    trainer = resolved(trainer)
-    if trainer is not None:
-        load_trainer(trainer)
-    try:
-        generated = None
-        if spec.corpus.generated is not None:
-            generated = generate(spec.corpus.generated, home.corpora, progress)
-        config = spec.corpus.config(generated)
-        corpus = load_corpus(config, cache=home.scans, progress=progress)
-        for values in () if force else ({}, *spec.first_trials.values()):
-            check_fit(corpus.train, values.get("output_stride", spec.trainer.output_stride))
-    except CorpusError as error:
-        raise SpecError(str(error)) from error
-    if "cuda" in {spec.trainer.device, *(values.get("device") for values in spec.first_trials.values())}:
-        _check_cuda()
-    stride = spec.trainer.output_stride
-    fatal = check_corpus(config, stride, cache=home.scans).fatal
-    if fatal and not force:
-        faults = [f"corpus: {finding.code}: {finding.evidence} {finding.advice}" for finding in fatal]
-        raise SpecError("\n".join([*faults, "corpus: nothing was trained; --force trains on it all the same"]))
-    short = (note for split in (corpus.train, corpus.dev) if (note := fit_note(split, stride)) is not None)
-    return Prepared(spec, config, corpus, floors(corpus, stride), (*corpus.notes, *short), trainer)
-
-
-def _check_cuda() -> None:
-    from model.ctc import pick_device
-
-    try:
-        pick_device("cuda")
-    except ValueError as error:
-        raise SpecError(f"trainer.{error}") from error
-
-
-def open_sweep(store: Store, prepared: Prepared) -> SweepRow:
-    """The sweep of that name, made if there is none. An existing one keeps its budget until it is this process's.
-
-    Raises:
-        SpecChanged: a sweep of that name was made from another spec or corpus.
-        TrainerChanged: or is trained by another trainer.
-    """
-    spec = prepared.spec
-    identity = _identity(spec, prepared.facts)
-    known = store.find_sweep(spec.name)
-    if known is None:
-        planned = [PlannedTrial(**plan._asdict()) for plan in spec.planned()]
-        content = stored(spec, prepared.corpus_config)
-        return store.create_sweep(
-            spec.name, content, digest(identity), spec.budget.model_dump(), prepared.facts, planned
-        )
-    used, given = known.facts.get("trainer", BUILT_IN), prepared.facts["trainer"]
-    if used != given:
-        raise TrainerChanged(spec.name, used, given, BUILT_IN)
-    # Not by digest: a field that a newer version adds, at its default, is no difference.
-    differing = differing_paths(_identity(spec_of(known), known.facts), identity)
-    if differing:
-        raise SpecChanged(spec.name, differing)
-    return known
-
-
-def _identity(spec: SweepSpec, facts: dict[str, Any]) -> dict[str, Any]:
-    hashes = {name: facts[name] for name in ("corpus_hash", "vocabulary_hash")}
-    return {**spec.identity(), **hashes}
-
-
-def stored(spec: SweepSpec, corpus: CorpusConfig) -> dict[str, Any]:
-    """The spec as the database keeps it: plain JSON, with the corpus where it was found."""
-    return {**spec.model_dump(mode="json"), "found": corpus.model_dump(mode="json")}
 
 
 def proposal_of(sweep: SweepRow) -> dict[str, float]:
@@ -208,44 +77,6 @@ def find_sweep(store: Store, name: str) -> SweepRow:
 def sweeps_named(store: Store, names: Sequence[str]) -> list[SweepRow]:
     """Those of these names, or all where none is given; one that was deleted is left out."""
     return [sweep for sweep in store.sweeps() if not names or sweep.name in names]
-
-
-def pause(store: Store, name: str) -> SweepRow:
-    """No new epoch begins; the trials under way are handed back at the end of the one in hand.
-
-    Raises:
-        SweepNotFound, ValueError: there is none, or its state does not allow it; so for every verb.
-    """
-    return _step(store, name, SweepState.PAUSED, "paused by a command; resume it, or run it again")
-
-
-def resume(store: Store, name: str) -> SweepRow:
-    """Workers may claim its trials again; one that alarmed or failed goes on as well.
-
-    Raises:
-        NothingToDo: its budget is used up.
-    """
-    sweep = find_sweep(store, name)
-    if not has_work(sweep, store.trials(sweep.id)):
-        raise NothingToDo(name)
-    return _step(store, name, SweepState.RUNNING, "")
-
-
-def stop(store: Store, name: str) -> SweepRow:
-    """No new trial begins; those under way run to their ends."""
-    return _step(store, name, SweepState.STOPPING, "stopped by a command")
-
-
-def cancel(store: Store, name: str) -> SweepRow:
-    """It ends for good: the epochs in hand are dropped, no trial goes on."""
-    return _step(store, name, SweepState.CANCELLING, "cancelled by a command")
-
-
-def _step(store: Store, name: str, state: SweepState, reason: str) -> SweepRow:
-    sweep = find_sweep(store, name)
-    store.set_sweep_state(sweep.id, state, reason)
-    end_if_over(store, sweep.id)  # a sweep on which nobody works ends here
-    return find_sweep(store, name)
 
 
 def delete(
@@ -297,52 +128,6 @@ def judgement_of(sweep: SweepRow, trial: TrialRow, rows: Sequence[EpochRow]) -> 
     return judge([row.report() for row in rows], config, sweep.floors, dev_sequences=sweep.facts.get("dev_sequences"))
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a sweep would cost at most: nothing pruned, no patience."""
-
-    parameters: int
-    """Of the student; of a trainer of one's own, the numbers in its state."""
-    seconds_per_epoch: float
-    epochs: int
-    hours: float
-    disk_bytes: int
-
-
-def plan(prepared: Prepared) -> Plan:
-    """Measure a few training steps of an untrained trainer, and multiply.
-
-    Raises:
-        SpecError: the device that the spec asks for is not there.
-    """
-    from model.ctc import CTCTrainer
-
-    spec = prepared.spec
-    try:
-        trainer = make_trainer(prepared.trainer, spec.trainer, prepared.corpus)
-        if isinstance(trainer, CTCTrainer):  # no weight changes, and dev is measured once
-            parameters = sum(p.numel() for p in trainer.model.parameters())
-            seconds = trainer.measure_epoch_seconds()
-        else:
-            parameters = state_size(trainer)
-            steps = math.ceil(len(prepared.corpus.train) / spec.trainer.batch_size)
-            seconds = steps * seconds_per_step(trainer)
-    except ValueError as error:
-        raise SpecError(str(error)) from error
-    except Exception as error:
-        if prepared.trainer is None:
-            raise
-        raise SpecError(f"{prepared.trainer}: fails on its first steps ({described(error)}); mend it") from error
-    named = [values.get("epochs", spec.trainer.epochs) for values in spec.first_trials.values()]
-    epochs = sum(named) + (spec.budget.trials - len(named)) * spec.trainer.epochs
-    epochs = min(epochs, spec.budget.total_epochs or epochs)
-    hours = min(epochs * seconds / spec.workers / 3600, spec.budget.hours or float("inf"))
-    # Weights and AdamW's two moments in float32, the last two checkpoints and the best one; a curve is about 2 kB an
-    # epoch in our tables and MLflow's together.
-    disk = spec.budget.trials * 3 * 3 * 4 * parameters + 2000 * epochs
-    return Plan(parameters, seconds, epochs, hours, disk)
-
-
 def load_home_store(home: Home, database: str | None) -> Store:
     """The database of this home, or the one named.
 
@@ -377,3 +162,209 @@ def _command(home: Home, database: str | None, *words: str) -> list[str]:
     if database:
         command += ["--database", without_password(database)]
     return command
+
+
+@dataclass(frozen=True)
+class SweepService(Sweeps):
+    """The sweeps of one database; see `Sweeps` for what can be asked."""
+
+    store: Store
+    home: Home
+    actor: str
+    """Who asks."""
+    policy: Policy | None = None
+    """What may be named from outside. None: whoever asks is at this machine, and may name anything."""
+    delete_experiment: Callable[[SweepRow], None] | None = None
+    """Removes what MLflow has of a sweep; None where no server is known."""
+    checkpoints: Path | None = None
+    """Folder of the checkpoints, if not in home."""
+    progress: preparing.Progress | None = None
+    """Told how far the reading of a corpus is."""
+
+    def create(
+        self, spec: Spec, *, trials: int | None = None, trainer: str | None = None, force: bool = False
+    ) -> Created:
+        changes: dict[str, Any] = {} if trials is None else {"trials": trials}
+        asked = read_spec(spec, trusted=self.policy is None, **changes)
+        if self.policy is not None:
+            asked, trainer = self.policy.admitted(asked), self.policy.trainer(trainer)
+        self._note("create", asked.name)
+        # The workers' machines may have a device that this one has not.
+        prepared = preparing.prepare(asked, self.home, self.progress, trainer, force=force, check_device=False)
+        new = self.store.find_sweep(asked.name) is None
+        try:
+            sweep = preparing.open_sweep(self.store, prepared)
+        except SweepExists:  # another process was faster
+            new, sweep = False, preparing.open_sweep(self.store, prepared)
+        self.store.set_sweep_state(sweep.id, SweepState.RUNNING, only_from=(SweepState.PENDING,))
+        return Created(self.sweep(asked.name), new, (*asked.warnings(), *prepared.notes))
+
+    def sweeps(self) -> list[SweepStatus]:
+        return self.store.statuses()
+
+    def sweep(self, name: str) -> SweepStatus:
+        found = self.store.statuses(name)
+        return found[0] if found else self.store.statuses(find_sweep(self.store, name).name)[0]
+
+    def trials(
+        self, name: str, *, after: int = -1, limit: int = PAGE, state: TrialState | None = None
+    ) -> list[TrialRow]:
+        states = () if state is None else (state,)
+        return self.store.trials(find_sweep(self.store, name).id, after, limit, states)
+
+    def trial(self, name: str, trial: str | int) -> TrialRow:
+        return self.store.trial(find_sweep(self.store, name).id, trial)
+
+    def curve(self, name: str, trial: str | int) -> list[EpochRow]:
+        return self.store.epochs(self.trial(name, trial).id)
+
+    def latest(self, name: str) -> dict[int, EpochRow]:
+        return self.store.latest_epochs(find_sweep(self.store, name).id)
+
+    def decisions(self, name: str) -> list[DecisionRow]:
+        return self.store.decisions(find_sweep(self.store, name).id)
+
+    def best(self, name: str) -> Best | None:
+        status = self.sweep(name)
+        if status.best is None:
+            return None
+        sweep = status.sweep
+        return Best(status.best, command_of(sweep, status.best, spec_of(sweep), corpus_of(sweep)))
+
+    def conclusions(self, name: str) -> Conclusions:
+        return conclusions_of(self.store, find_sweep(self.store, name))
+
+    def events(self, name: str, *, after: int = 0, limit: int = PAGE) -> list[EventRow]:
+        return self.store.events(find_sweep(self.store, name).id, after, limit)
+
+    def pause(self, name: str) -> SweepStatus:
+        return self._step("pause", name, SweepState.PAUSED, f"paused by {self.actor}; resume it, or run it again")
+
+    def resume(self, name: str, *, trials: int | None = None) -> SweepStatus:
+        sweep = find_sweep(self.store, name)
+        if trials is not None:
+            self._note("budget", name, {"trials": trials})
+            sweep = raise_budget(self.store, sweep, trials)
+        if not has_work(sweep, self.store.trials(sweep.id)):
+            raise NothingToDo(name)
+        return self._step("resume", name, SweepState.RUNNING, "")
+
+    def stop(self, name: str) -> SweepStatus:
+        return self._step("stop", name, SweepState.STOPPING, f"stopped by {self.actor}")
+
+    def cancel(self, name: str) -> SweepStatus:
+        return self._step("cancel", name, SweepState.CANCELLING, f"cancelled by {self.actor}")
+
+    def enqueue(self, name: str, values: Mapping[str, Any], *, trial_name: str | None = None) -> TrialRow:
+        sweep = find_sweep(self.store, name)
+        planned = planned_trial(spec_of(sweep), values, trial_name)
+        self._note("enqueue", f"{name}/{planned.name}", {**planned.hyperparameters, **planned.overrides})
+        return self.store.trial(sweep.id, self.store.enqueue(sweep.id, planned))
+
+    def delete(self, name: str, *, keep_mlflow: bool = False) -> None:
+        sweep = find_sweep(self.store, name)
+        remove = None if keep_mlflow or sweep.experiment_id is None else self.delete_experiment
+        if remove is None and sweep.experiment_id is not None and not keep_mlflow:
+            raise SweepError(f"sweep {name!r} is in an MLflow that is not known here: keep that, or name the server")
+        self._note("delete", name)
+        delete(self.store, name, self.home, self.checkpoints, remove or (lambda sweep: None))
+
+    def live(self, name: str, *, after: int | None = None) -> Iterator[Change]:
+        watch = Watch(self.store, name, after)
+        while True:
+            yield from watch.look()
+            if watch.over:
+                return
+            time.sleep(LOOK_SECONDS)
+
+    def actions(self, *, after: int = 0, limit: int = PAGE) -> list[ActionRow]:
+        return self.store.actions(after, limit)
+
+    def _step(self, verb: str, name: str, state: SweepState, reason: str) -> SweepStatus:
+        sweep = find_sweep(self.store, name)
+        self._note(verb, name)
+        self.store.set_sweep_state(sweep.id, state, reason)
+        end_if_over(self.store, sweep.id)  # a sweep on which nobody works ends here
+        return self.sweep(name)
+
+    def _note(self, action: str, target: str, data: Mapping[str, Any] | None = None) -> None:
+        """Before it is done: what was done and not noted would be worse than the other way round."""
+        self.store.add_action(ActionRow(self.actor, action, target, dict(data or {})))
+
+
+class Watch:
+    """What happens to a sweep, look by look."""
+
+    def __init__(self, store: Store, name: str, after: int | None = None) -> None:
+        """
+        Args:
+            after: the event from behind which it is told; None: from now on.
+
+        Raises:
+            SweepNotFound
+        """
+        self._store, self._name, self._said = store, name, ""
+        self._sweep = find_sweep(store, name)
+        self._last = store.last_event(self._sweep.id) if after is None else after
+        self._revisions = {trial.number: trial.revision for trial in store.siblings(self._sweep)}
+        self.over = False
+        """Whether the sweep has ended: nothing more will happen."""
+
+    def look(self) -> list[Change]:
+        """What happened since the last look: events, then trials, then the sweep itself if anything did; at the first
+        look the sweep at any rate.
+
+        Raises:
+            SweepNotFound: it was deleted.
+        """
+        found = self._store.statuses(self._name)
+        if not found or found[0].sweep.id != self._sweep.id:
+            raise SweepNotFound(self._name)
+        events = self._store.events(self._sweep.id, self._last, PAGE)
+        self._last = events[-1].id or self._last if events else self._last
+        trials = self._store.siblings(self._sweep)
+        changed = [trial for trial in trials if self._revisions.get(trial.number) != trial.revision]
+        self._revisions |= {trial.number: trial.revision for trial in changed}
+        status = found[0]
+        said = repr((status.sweep.state, status.sweep.reason, status.counts, status.epochs, status.sweep.facts))
+        changes = [Change("event", event, event.id or 0) for event in events]
+        changes += [Change("trial", trial, self._last) for trial in changed]
+        if said != self._said:
+            changes.append(Change("status", status, self._last))
+        self._said = said
+        self.over = status.sweep.state.terminal and not changed and len(events) < PAGE
+        return changes
+
+
+def raise_budget(store: Store, sweep: SweepRow, trials: int) -> SweepRow:
+    """The sweep with so many trials in its budget.
+
+    Raises:
+        SpecError: fewer than it has already.
+    """
+    known = len(store.trials(sweep.id))
+    if trials < max(known, 1):
+        raise SpecError(f"trials: {trials}: the sweep has {counted(known, 'trial')} already; give no less")
+    store.update_budget(sweep.id, {**sweep.budget, "trials": trials})
+    return find_sweep(store, sweep.name)
+
+
+def planned_trial(spec: SweepSpec, values: Mapping[str, Any], name: str | None = None) -> PlannedTrial:
+    """A configuration as a trial that is to be trained; without a name it gets one that follows from its values.
+
+    Raises:
+        SpecError: no training config has these values, or no trial can have this name.
+    """
+    content = {
+        key: value for key, value in spec.model_dump(mode="json").items() if key not in ("first_trials", "budget")
+    }
+    try:
+        label = name if name is not None else f"asked-{digest(dict(values))[:8]}"
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"configuration: is not plain JSON ({error})") from None
+    try:
+        asked = read_spec({**content, "first_trials": {label: dict(values)}}, "configuration", trusted=False)
+    except SpecError as error:
+        raise SpecError(str(error).replace(f"first_trials.{label}.", "")) from None
+    (planned,) = asked.planned()
+    return PlannedTrial(**planned._asdict())

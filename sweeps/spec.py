@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import typing
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -490,30 +491,92 @@ def load_spec(path: Path, **changes: Any) -> SweepSpec:
     Raises:
         SpecError: with a line for each fault.
     """
+    return read_spec(text_of(path), str(path), **changes)
+
+
+def text_of(path: Path) -> str:
+    """
+    Raises:
+        SpecError: there is no such file, or it is no text.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SpecError(f"{path}: there is no such file; examples/ holds specs to start from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read ({error})") from None
+
+
+def read_spec(
+    given: Mapping[str, Any] | str, where: str = "spec", *, trusted: bool = True, **changes: Any
+) -> SweepSpec:
+    """A spec from its content, or its text in YAML.
+
+    Args:
+        where: what the messages call it.
+        trusted: False refuses what only somebody hostile would write: a text of a kilobyte can stand for gigabytes.
+
+    Raises:
+        SpecError: with a line for each fault.
+    """
+    try:
+        content = _loaded(given, trusted) if isinstance(given, str) else dict(given)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date without such a day, a number without end
-        raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise SpecError(f"{where}: not valid YAML: {_cut(' '.join(str(error).split()))}") from None
+    except RecursionError:
+        raise SpecError(f"{where}: nested too deeply; a spec has three levels") from None
     if not isinstance(content, dict):
-        raise SpecError(f"{path}: a spec is a mapping that begins with `name:` and `corpus:`")
+        raise SpecError(f"{where}: a spec is a mapping that begins with `name:` and `corpus:`")
     if "trials" in changes:
         budget = content.get("budget") or {}
         content["budget"] = {**budget, "trials": changes.pop("trials")} if isinstance(budget, dict) else budget
     content.update(changes)
     try:
+        for path, text in _texts(content):
+            if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in text):
+                raise SpecError(f"{where}: {path}: {_cut(repr(text))}: has control characters; take them out")
         return SweepSpec.model_validate(content)
     except ValidationError as error:
-        raise SpecError("\n".join(f"{path}: {line}" for line in _explain(error, SweepSpec))) from None
+        raise SpecError("\n".join(f"{where}: {line}" for line in _explain(error, SweepSpec))) from None
+    except RecursionError:
+        raise SpecError(f"{where}: nested too deeply; a spec has three levels") from None
+
+
+def _loaded(text: str, trusted: bool) -> Any:
+    if not trusted:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"an alias (*{event.anchor}); write the value out")
+    return yaml.safe_load(text)
+
+
+def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in plain values, keys included, with its path."""
+    match value:
+        case str():
+            yield path, value
+        case dict():
+            for key, inner in value.items():
+                below = f"{path}.{_cut(str(key))}" if path else _cut(str(key))
+                yield from _texts(key, repr(below) if not below.isprintable() else below)
+                yield from _texts(inner, below)
+        case list():
+            for i, inner in enumerate(value):
+                yield from _texts(inner, f"{path}[{i}]")
+
+
+MOST_FAULTS = 20
+
+
+def _cut(text: str, longest: int = 200) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def _explain(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
     """A line for each fault: its path, its value, the rule, and the nearest known key for an unknown one."""
     lines = []
-    for fault in error.errors(include_url=False):
+    faults = error.errors(include_url=False)
+    for fault in faults[:MOST_FAULTS]:
         loc = [str(part) for part in fault["loc"] if part != "[key]"]
         loc = [part if part.isprintable() else repr(part) for part in loc]  # a key may hold a line break
         loc, known = _placed(model, loc)
@@ -534,14 +597,16 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str = "") ->
         elif fault["type"] == "invalid_key" or "[key]" in fault["loc"]:
             lines.append(f"{path}: a key must be text; write it in quotes")
         elif fault["type"] in ("model_type", "dict_type", "model_attributes_type"):
-            lines.append(f"{path}: {fault['input']!r}: must be a mapping, `key: value`")
+            lines.append(f"{path}: {_cut(repr(fault['input']))}: must be a mapping, `key: value`")
         elif fault["type"] == "value_error":
             text = str(fault["ctx"]["error"])
             # A rule over several fields names its own path.
             lines += [f"{path}: {line}" if path else line for line in text.splitlines()]
         else:
             rule = fault["msg"][0].lower() + fault["msg"][1:]
-            lines.append(f"{path}: {fault['input']!r}: {rule}")
+            lines.append(f"{path}: {_cut(repr(fault['input']))}: {rule}")
+    if len(faults) > MOST_FAULTS:
+        lines.append(f"and {len(faults) - MOST_FAULTS} more faults")
     return lines
 
 

@@ -57,10 +57,14 @@ from sweeps.errors import (
     SweepError,
     SweepExists,
     SweepNotFound,
+    TokenExists,
+    TokenNotFound,
     TrialNotFound,
     TrialsSpent,
+    WrongState,
 )
 from sweeps.records import (
+    ActionRow,
     Claim,
     DecisionRow,
     EpochRow,
@@ -68,13 +72,16 @@ from sweeps.records import (
     Pending,
     PlannedTrial,
     Runner,
+    Scope,
     SweepRow,
+    SweepStatus,
+    TokenRow,
     TrialRow,
     WorkerRow,
     shown_host,
 )
 from sweeps.states import SweepState, TrialState
-from sweeps.tables import decisions, epochs, events, now, sweeps, trials, workers
+from sweeps.tables import actions, decisions, epochs, events, now, sweeps, tokens, trials, workers
 
 __all__ = [
     "Claim",
@@ -116,6 +123,7 @@ _SESSION = {
 _UPGRADE_LOCK = 0x73776565_70730001  # PostgreSQL's advisory lock of the schema upgrade: "sweeps", 1
 _EPOCHS_AT_ONCE = _TRIALS_AT_ONCE = 1_000
 RANGE_TEST_RUN = "range_test_run"  # the fact that holds its run
+_USED_SECONDS = 60.0  # how exactly a token's last use is known
 _FORGET_SECONDS = 7 * 86_400.0  # a worker that was not seen for so long
 
 LONGEST_BEAT_SECONDS = 60.0
@@ -129,6 +137,8 @@ _EPOCH = [epochs.c[f.name] for f in fields(EpochRow)]
 _DECISION = [(trials if f.name == "number" else decisions).c[f.name] for f in fields(DecisionRow)]
 _EVENT = [events.c[f.name] for f in fields(EventRow)]
 _WORKER = [workers.c[f.name] for f in fields(WorkerRow)]
+_TOKEN = [tokens.c[f.name] for f in fields(TokenRow)]
+_ACTION = [actions.c[f.name] for f in fields(ActionRow)]
 _CLAIM = [trials.c["id" if f.name == "trial_id" else f.name] for f in fields(Claim)]
 _next_revision = trials.c.revision + 1
 
@@ -342,7 +352,7 @@ class Store:
             only_from: where given and the sweep is in none of these states, nothing is changed, and False returned.
 
         Raises:
-            ValueError: the life cycle has no such step.
+            WrongState: the life cycle has no such step.
         """
         with self._write() as connection:
             sweep = _lock_sweep(connection, sweep_id)
@@ -354,7 +364,7 @@ class Store:
                     return True
             elif not sweep.state.may_become(state):
                 allowed = [str(s) for s in SweepState if sweep.state.may_become(s)]
-                raise ValueError(
+                raise WrongState(
                     f"sweep {sweep.name!r} is {sweep.state} and cannot become {state}: "
                     f"from there it can become {', '.join(allowed) or 'nothing else'}"
                 )
@@ -553,7 +563,9 @@ class Store:
         in hand counts no more once the trial is handed back, reaped or over. Exact under any number of processes.
         """
         with self._write_mine(claim, f"reserve epoch {epoch}") as connection:
-            sweep = _lock_sweep(connection, claim.sweep_id)
+            sweep = connection.execute(select(sweeps).where(sweeps.c.id == claim.sweep_id)).one_or_none()
+            if sweep is None or sweep.budget.get("total_epochs") is not None:  # else there is nothing to count exactly
+                sweep = _lock_sweep(connection, claim.sweep_id)
             reserved = connection.scalar(select(trials.c.reserved_epochs).where(_mine(claim)).with_for_update())
             if reserved is None:
                 raise LeaseLost(claim.number, claim.attempt)
@@ -752,9 +764,39 @@ class Store:
             trials.c.told_at.is_(None),
         )
 
-    def trials(self, sweep_id: int) -> list[TrialRow]:
-        """Every trial, by number."""
-        return self._trials(trials.c.sweep_id == sweep_id)
+    def trials(
+        self, sweep_id: int, after: int = -1, limit: int | None = None, states: Collection[TrialState] = ()
+    ) -> list[TrialRow]:
+        """The trials by number: every one, or those with a number above `after`, so many at most, in these states."""
+        mine = and_(trials.c.sweep_id == sweep_id, trials.c.number > after)
+        return self._trials(mine, trials.c.state.in_(states) if states else true(), limit=limit)
+
+    def statuses(self, name: str | None = None) -> list[SweepStatus]:
+        """Every sweep at a glance, or that one, the oldest first."""
+        with self._read() as connection:
+            rows = connection.execute(
+                select(sweeps).where(sweeps.c.name == name if name is not None else true()).order_by(sweeps.c.id)
+            ).all()
+            ids = [row.id for row in rows]
+            mine = trials.c.sweep_id.in_(ids)
+            counted = connection.execute(
+                select(trials.c.sweep_id, trials.c.state, func.count(), func.sum(trials.c.epochs))
+                .where(mine)
+                .group_by(trials.c.sweep_id, trials.c.state)
+            ).all()
+            best: dict[int, TrialRow] = {}
+            for sweep_id in ids:
+                scored = (trials.c.sweep_id == sweep_id, trials.c.best_wer.is_not(None))
+                first = select(*_TRIAL).where(*scored).order_by(trials.c.best_wer, trials.c.number).limit(1)
+                for row in connection.execute(first):
+                    best[sweep_id] = TrialRow(*row)
+        found = []
+        for row in rows:
+            of_it = [each for each in counted if each[0] == row.id]
+            counts = dict.fromkeys(TrialState, 0) | {TrialState(state): number for _, state, number, _ in of_it}
+            epochs_of_it = sum(int(each[3]) for each in of_it)
+            found.append(SweepStatus(_sweep_row(row), counts, epochs_of_it, best.get(row.id)))
+        return found
 
     def siblings(self, sweep: SweepRow) -> list[TrialRow]:
         """`trials`, for who asks again and again: those that were over are remembered, and not read again. (What may
@@ -782,7 +824,8 @@ class Store:
             TrialNotFound: the sweep has no such trial.
         """
         wanted = str(number_or_name)
-        named = trials.c.number == int(wanted) if wanted.isdecimal() else trials.c.name == wanted
+        is_number = wanted.isdecimal() and len(wanted) < 10  # more than any database counts
+        named = trials.c.number == int(wanted) if is_number else trials.c.name == wanted
         found = self._trials(trials.c.sweep_id == sweep_id, named)
         if found:
             return found[0]
@@ -797,6 +840,15 @@ class Store:
         with self._read() as connection:
             rows = connection.execute(select(*_EPOCH).where(epochs.c.trial_id == trial_id).order_by(epochs.c.epoch))
             return [EpochRow(*row) for row in rows]
+
+    def latest_epochs(self, sweep_id: int) -> dict[int, EpochRow]:
+        """The last epoch of each trial that has one, by the trial's number."""
+        last = and_(epochs.c.trial_id == trials.c.id, epochs.c.epoch == trials.c.epochs)
+        with self._read() as connection:
+            rows = connection.execute(
+                select(trials.c.number, *_EPOCH).join_from(trials, epochs, last).where(trials.c.sweep_id == sweep_id)
+            )
+            return {row[0]: EpochRow(*row[1:]) for row in rows}
 
     def sweep_epochs(self, sweep_id: int) -> dict[int, list[EpochRow]]:
         """The epochs of every trial, by trial id; a trial without any has an empty list."""
@@ -858,6 +910,73 @@ class Store:
         with self._read() as connection:
             last = connection.scalar(select(func.max(events.c.id)).where(events.c.sweep_id == sweep_id))
         return last or 0
+
+    # access
+
+    def add_token(self, name: str, sha256: str, scope: Scope, seconds: float | None) -> TokenRow:
+        """
+        Args:
+            sha256: of the token, in hex.
+            seconds: that it is good for; None: until it is revoked.
+
+        Raises:
+            TokenExists
+        """
+        expires_at = None if seconds is None else now() + seconds
+        values = {"name": name, "sha256": sha256, "scope": scope, "created_at": now(), "expires_at": expires_at}
+        try:
+            with self._write() as connection:
+                return TokenRow(*connection.execute(insert(tokens).values(**values).returning(*_TOKEN)).one())
+        except IntegrityError:
+            raise TokenExists(name) from None
+
+    def tokens(self) -> list[TokenRow]:
+        """The oldest first, with those that are no longer good."""
+        with self._read() as connection:
+            return [TokenRow(*row) for row in connection.execute(select(*_TOKEN).order_by(tokens.c.id))]
+
+    def good_token(self, sha256: str | None = None) -> TokenRow | None:
+        """The token of this digest, or any, if it is neither revoked nor expired; that it was used is noted."""
+        good = and_(
+            tokens.c.sha256 == sha256 if sha256 is not None else true(),
+            tokens.c.revoked_at.is_(None),
+            or_(tokens.c.expires_at.is_(None), tokens.c.expires_at > now()),
+        )
+        with self._read() as connection:
+            found = connection.execute(select(*_TOKEN, now()).where(good).limit(1)).first()
+        if found is None:
+            return None
+        token, time = TokenRow(*found[:-1]), found[-1]
+        if sha256 is not None and time - (token.used_at or 0.0) > _USED_SECONDS:
+            with self._write() as connection:
+                connection.execute(update(tokens).where(tokens.c.name == token.name).values(used_at=now()))
+        return token
+
+    def revoke_token(self, name: str) -> TokenRow:
+        """It is good no more; nothing changes where it was revoked before.
+
+        Raises:
+            TokenNotFound
+        """
+        revoked_at = func.coalesce(tokens.c.revoked_at, now())
+        with self._write() as connection:
+            revoke = update(tokens).where(tokens.c.name == name).values(revoked_at=revoked_at)
+            row = connection.execute(revoke.returning(*_TOKEN)).first()
+        if row is None:
+            raise TokenNotFound(name, [token.name for token in self.tokens()])
+        return TokenRow(*row)
+
+    def add_action(self, action: ActionRow) -> None:
+        """Note that somebody asked for something."""
+        values = {"actor": action.actor, "action": action.action, "target": action.target, "data": action.data}
+        with self._write() as connection:
+            connection.execute(insert(actions).values(**values, at=now()))
+
+    def actions(self, after: int = 0, limit: int | None = None) -> list[ActionRow]:
+        """Who asked for what, in order, from behind the one with the id `after`."""
+        with self._read() as connection:
+            rows = select(*_ACTION).where(actions.c.id > after).order_by(actions.c.id).limit(limit)
+            return [ActionRow(*row) for row in connection.execute(rows)]
 
     # the mirror
 
@@ -1032,9 +1151,9 @@ class Store:
                 row = {column.name: getattr(decision, column.name) for column in decisions.c}
                 connection.execute(insert(decisions).values({**row, "recorded_at": now()}))
 
-    def _trials(self, *where: ColumnElement[bool]) -> list[TrialRow]:
+    def _trials(self, *where: ColumnElement[bool], limit: int | None = None) -> list[TrialRow]:
         with self._read() as connection:
-            rows = connection.execute(select(*_TRIAL).where(*where).order_by(trials.c.number))
+            rows = connection.execute(select(*_TRIAL).where(*where).order_by(trials.c.number).limit(limit))
             return [TrialRow(*row) for row in rows]
 
     def _remembered(self, sweep: SweepRow) -> _Memory:

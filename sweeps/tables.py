@@ -181,3 +181,29 @@ decisions = Table(
     Column("action", String(16), nullable=False),
     Column("recorded_at", Double, nullable=False),
 )
+
+# Who may use the service over the network. A token itself is nowhere: what is kept cannot be turned back into it.
+tokens = Table(
+    "sweep_tokens",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("scope", String(16), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+    Column("used_at", Double),
+)
+
+# Who asked for what. By names, not by ids: it outlives the sweeps and the tokens that it tells of.
+actions = Table(
+    "sweep_actions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("target", String, nullable=False),
+    Column("data", json, nullable=False),
+)

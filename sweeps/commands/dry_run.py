@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, TextIO
 
 from model.types import BUILT_IN
-from sweeps import service
+from sweeps import preparing
 from sweeps.settings import Home
 
 
-def plan_report(prepared: service.Prepared, home: Home) -> dict[str, Any]:
+def plan_report(prepared: preparing.Prepared, home: Home) -> dict[str, Any]:
     spec, corpus = prepared.spec, prepared.corpus
-    plan = service.plan(prepared)
+    plan = preparing.plan(prepared)
     return {
         "sweep": spec.name,
         "home": str(home.root),

@@ -6,7 +6,6 @@ import json
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, TextIO
 
@@ -15,18 +14,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sweeps import service
-from sweeps.commands.dashboards import Tracking, tracking_server
 from sweeps.commands.options import DatabaseOption, HomeOption, JsonOption, TrackingOption, opened, stopping
-from sweeps.keeper import STALE_SECONDS
-from sweeps.mirror import Mirror
-from sweeps.processes import is_known_dead
-from sweeps.records import Runner, SweepRow
+from sweeps.records import SweepRow
 from sweeps.settings import Home, find_home
-from sweeps.spec import corpus_of, spec_of
+from sweeps.shipping import keeper_of, mirror_of, server_of, tracking_server
 from sweeps.store import Store
-from sweeps.summary import best_trial, command_of, description
-from tracking.server import store_path, store_uri
-from tracking.writer import ExperimentWriter, TrackingRefused
+from tracking.writer import TrackingRefused
 
 
 @dataclass
@@ -114,59 +107,3 @@ def ship(
     if trouble:
         print(f"{sweep.name}: {trouble}", file=sys.stderr)
     return Shipped(sweep.name, len(sent), sent.total(), None, trouble)
-
-
-def keeper_of(store: Store, sweep: SweepRow) -> Runner | None:
-    """The live process that keeps the sweep, and so ships it, if it knows a tracking server."""
-    if sweep.runner is None or sweep.runner_beat_at is None or sweep.runner.yields > 1:
-        return None
-    stale = store.now() - sweep.runner_beat_at > STALE_SECONDS
-    return None if stale or is_known_dead(sweep.runner) else sweep.runner
-
-
-def server_of(sweep: SweepRow, given: str | None, home: Home) -> str | None:
-    """Where a sweep's runs go: the server that is given, else the one they went to; None is the local one of this home,
-    which takes the place of a home that was moved, too.
-    """
-    before = sweep.tracking
-    if given is not None or before is None or before.startswith("http"):
-        return given or before
-    elsewhere = before.startswith("sqlite:") and before != store_uri(home.mlflow) and store_path(before).exists()
-    return before if elsewhere else None
-
-
-def mirror_of(
-    store: Store,
-    sweep: SweepRow,
-    home: Home,
-    tracking: Tracking,
-    *,
-    may_ship: Callable[[], bool] = lambda: True,
-    progress: Callable[[int, int], None] = lambda number, epochs: None,
-) -> Mirror:
-    """The mirror of a sweep into that server, from what the database knows of the sweep."""
-
-    def open_() -> ExperimentWriter:
-        from tracking.mlflow_writer import open_experiment
-
-        return open_experiment(tracking.uri, sweep.name, tracking.shown)
-
-    def describe() -> str:
-        now, rows = service.find_sweep(store, sweep.name), store.trials(sweep.id)
-        spec, best = spec_of(now), best_trial(rows)
-        command = command_of(now, best, spec, corpus_of(now)) if best else None
-        return description(now, rows, command, service.conclusions_of(store, now, lessons=now.state != "RUNNING"))
-
-    return Mirror(
-        *(store, sweep, spec_of(sweep), tags_of(sweep), open_, describe, home.pictures(sweep.name)),
-        may_ship=may_ship,
-        ensure_server=tracking.ensure_alive,
-        progress=progress,
-    )
-
-
-def tags_of(sweep: SweepRow) -> dict[str, str]:
-    """What every run of a sweep is tagged with, and its experiment."""
-    facts = ("corpus_hash", "vocabulary_hash", "trainer", "git_commit")
-    known = {name: str(sweep.facts[name]) for name in facts if name in sweep.facts}
-    return {"corpus": str(corpus_of(sweep).path), **known}

@@ -15,9 +15,12 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from model.diagnosis import counted
-from sweeps import service
+from sweeps import preparing, service
+from sweeps.connect import connect
+from sweeps.errors import SweepError
+from sweeps.interface import Sweeps
 from sweeps.processes import stop_signals
-from sweeps.records import SweepRow
+from sweeps.records import SweepStatus
 from sweeps.settings import Home
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
@@ -28,7 +31,23 @@ HomeOption = Annotated[
 
 
 DatabaseOption = Annotated[
-    str | None, typer.Option("--database", help="Database URL (sqlite:/// or postgresql://). Default: SQLite in home")
+    str | None,
+    typer.Option(
+        "--database",
+        envvar="SWEEPS_DATABASE",
+        help="Database URL (sqlite:/// or postgresql://). Default: SQLite in home",
+    ),
+]
+
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        envvar="SWEEPS_SERVER",
+        help="Ask this `sweeps serve` instead of a database; SWEEPS_TOKEN, or the file that SWEEPS_TOKEN_FILE names, "
+        "holds the token",
+    ),
 ]
 
 
@@ -112,10 +131,39 @@ def opened(home: Home, database: str | None) -> Iterator[Store]:
         store.close()
 
 
-def print_state(sweep: SweepRow, store: Store, as_json: bool) -> None:
+@contextmanager
+def reached(
+    home: Path | None,
+    database: str | None,
+    server: str | None,
+    *,
+    tracking_uri: str | None = None,
+    checkpoints: Path | None = None,
+    progress: preparing.Progress | None = None,
+) -> Iterator[Sweeps]:
+    """The sweeps of a server, or of a database.
+
+    Args:
+        tracking_uri: MLflow server, where what is asked for needs one. So `checkpoints`, their folder, and `progress`.
+
+    Raises:
+        SweepError: both, or options that a server has itself, were given.
+    """
+    if server is not None:
+        given = {"--database": database, "--home": home, "--checkpoints": checkpoints}
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise SweepError(f"{', '.join(wrong)}: belongs to the server at {server}; leave it out, or --server")
+        with connect(server) as sweeps:
+            yield sweeps
+        return
+    places = {"home": home, "tracking_uri": tracking_uri, "checkpoints": checkpoints, "progress": progress}
+    with connect(database=database, **places) as sweeps:  # type: ignore[arg-type]
+        yield sweeps
+
+
+def print_status(status: SweepStatus, as_json: bool) -> None:
     """A sweep's state after a verb, and what it waits for."""
-    trials = store.trials(sweep.id)
-    running = sum(trial.state is TrialState.RUNNING for trial in trials)
+    sweep, running = status.sweep, status.counts[TrialState.RUNNING]
     if as_json:
         told = {"sweep": sweep.name, "state": sweep.state.value, "reason": sweep.reason, "running_trials": running}
         print(json.dumps(told))
@@ -128,7 +176,7 @@ def print_state(sweep: SweepRow, store: Store, as_json: bool) -> None:
 
 
 @contextmanager
-def corpus_progress(out: TextIO) -> Iterator[service.Progress]:
+def corpus_progress(out: TextIO) -> Iterator[preparing.Progress]:
     """A bar for reading or generating a corpus, on a terminal; elsewhere silence."""
     with Progress(console=Console(file=out), transient=True, disable=not out.isatty()) as bar:
         tasks: dict[str, TaskID] = {}

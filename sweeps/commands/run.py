@@ -13,10 +13,8 @@ from typing import Annotated, TextIO
 
 import typer
 
-from sweeps import display, keeper, ramp, runner, service
-from sweeps.commands.dashboards import dashboard, tracking_server
+from sweeps import display, keeper, preparing, ramp, runner, service
 from sweeps.commands.dry_run import plan_report, print_plan
-from sweeps.commands.mirror import mirror_of
 from sweeps.commands.options import (
     LEASE_SECONDS,
     CheckpointsOption,
@@ -40,6 +38,7 @@ from sweeps.processes import this_runner
 from sweeps.range_test import PICTURE
 from sweeps.records import SweepRow
 from sweeps.settings import Home, find_home
+from sweeps.shipping import dashboard, mirror_of, tracking_server
 from sweeps.spec import load_spec
 from sweeps.store import Store
 from sweeps.summary import best_trial, command_of, result
@@ -95,7 +94,7 @@ def run(
     for warning in spec.warnings():
         print(f"warning: {warning}", file=sys.stderr)
     with corpus_progress(words) as progress:
-        prepared = service.prepare(spec, where, progress, trainer, force=force)
+        prepared = preparing.prepare(spec, where, progress, trainer, force=force)
     for note in prepared.notes:
         print(f"corpus: {note}", file=words, flush=True)
     if dry_run:
@@ -109,7 +108,7 @@ def run(
     with stopping() as stop, opened(where, database) as store:
         if accept_proposal:
             service.proposal_of(service.find_sweep(store, spec.name))
-        sweep = service.open_sweep(store, prepared)
+        sweep = preparing.open_sweep(store, prepared)
         outcome = run_prepared(
             *(store, sweep, prepared, where, database, tracking_uri, stop, as_json, words),
             accept_proposal=accept_proposal,
@@ -125,7 +124,7 @@ def run(
 def run_prepared(
     store: Store,
     sweep: SweepRow,
-    prepared: service.Prepared,
+    prepared: preparing.Prepared,
     home: Home,
     database: str | None,
     tracking_uri: str | None,
@@ -207,7 +206,7 @@ def run_prepared(
 
 
 def range_test(
-    store: Store, sweep: SweepRow, prepared: service.Prepared, home: Home, stop: threading.Event, words: TextIO
+    store: Store, sweep: SweepRow, prepared: preparing.Prepared, home: Home, stop: threading.Event, words: TextIO
 ) -> None:
     """Stage 0: find the learning rates worth trying, and say so; nothing is kept of one that is interrupted."""
     spec, pictures = prepared.spec, home.pictures(sweep.name)
@@ -238,10 +237,11 @@ def finish_mirror(mirror: Mirror) -> None:
 
 
 def print_outcome(
-    store: Store, sweep: SweepRow, prepared: service.Prepared, dashboard_lines: str, words: TextIO
+    store: Store, sweep: SweepRow, prepared: preparing.Prepared, dashboard_lines: str, words: TextIO
 ) -> None:
     rows = store.trials(sweep.id)
     best = best_trial(rows)
     command = command_of(sweep, best, prepared.spec, prepared.corpus_config) if best else None
     found = service.conclusions_of(store, sweep)
-    display.print_summary(sweep, rows, store.epochs, command, dashboard_lines, found, words)
+    latest = store.latest_epochs(sweep.id)
+    display.print_summary(sweep, rows, latest, command, dashboard_lines, found, words)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -15,21 +15,31 @@ from model import milestones
 from model.diagnosis import takeoff_epoch
 from model.findings import finite
 from sweeps import display, service
-from sweeps.commands.options import DatabaseOption, HomeOption, JsonOption, TrackingOption, opened
+from sweeps.commands.options import (
+    DatabaseOption,
+    HomeOption,
+    JsonOption,
+    ServerOption,
+    TrackingOption,
+    reached,
+)
 from sweeps.errors import SweepError
-from sweeps.records import DecisionRow
+from sweeps.interface import PAGE, Sweeps
+from sweeps.records import DecisionRow, SweepRow
 from sweeps.settings import find_home
 from sweeps.spec import corpus_of, spec_of
-from sweeps.store import Store
 from sweeps.summary import command_of, config_of, parameters, result, sentence_about
-from tracking.links import without_credentials
+from tracking.links import experiment_url, without_credentials
 from tracking.server import store_uri
+
+T = TypeVar("T")
 
 
 def show(
     path: Annotated[str | None, typer.Argument(metavar="[SWEEP[/TRIAL]]", help="A trial by number or name")] = None,
     home: HomeOption = None,
     database: DatabaseOption = None,
+    server: ServerOption = None,
     tracking_uri: TrackingOption = None,
     events: Annotated[
         bool,
@@ -39,41 +49,68 @@ def show(
 ) -> None:
     """List sweeps, or show one sweep, or one trial with its epochs."""
     where = find_home(home)
-    if database is None and not (where.root / "sweeps.db").exists():
+    if server is None and database is None and not (where.root / "sweeps.db").exists():
         raise SweepError(f"{where.root}: holds no sweep yet; run one, or name the right folder with --home")
-    with opened(where, database) as store:
-        if events and path is None:
-            raise SweepError("--events: name the sweep, or SWEEP/TRIAL")
+    if events and path is None:
+        raise SweepError("--events: name the sweep, or SWEEP/TRIAL")
+    with reached(home, database, server) as sweeps:
         if path is None:
-            listing = [{"sweep": s.name, "state": s.state.value, "reason": s.reason} for s in store.sweeps()]
-            if as_json:
-                print(json.dumps(listing))
-            for row in [] if as_json else listing:
-                print(f"{row['sweep']}: {row['state']}  {row['reason']}")
+            show_sweeps(sweeps, as_json)
         elif events:
-            show_events(store, path, as_json)
+            show_events(sweeps, path, as_json)
         elif "/" in path:
-            show_trial(store, path, as_json)
+            show_trial(sweeps, path, as_json)
+        elif server is not None:
+            sweep = sweeps.sweep(path).sweep
+            uri, experiment = sweep.tracking or "", sweep.experiment_id
+            seen = uri.startswith("http") and experiment is not None
+            show_sweep(sweeps, sweep, uri, experiment_url(uri, experiment or "") if seen else uri, as_json)
         else:
-            sweep = service.find_sweep(store, path)
-            spec, corpus = spec_of(sweep), corpus_of(sweep)
+            sweep = sweeps.sweep(path).sweep
             words = service.ui_command(sweep.name, where, database, tracking_uri)
             uri = without_credentials(tracking_uri) if tracking_uri else store_uri(where.mlflow)
-            rows = store.trials(sweep.id)
-            found = service.conclusions_of(store, sweep)
-            what = result(sweep, rows, spec, corpus, uri, words, found)
-            if as_json:
-                print(json.dumps(what, allow_nan=False))
-            else:
-                command = what["best"] and what["best"]["command"]
-                display.print_summary(sweep, rows, store.epochs, command, f"open with: {words}", found, sys.stdout)
+            show_sweep(sweeps, sweep, uri, words, as_json)
 
 
-def show_events(store: Store, path: str, as_json: bool) -> None:
+def show_sweeps(sweeps: Sweeps, as_json: bool) -> None:
+    listing = [{"sweep": s.sweep.name, "state": s.sweep.state.value, "reason": s.sweep.reason} for s in sweeps.sweeps()]
+    if as_json:
+        print(json.dumps(listing))
+    for row in [] if as_json else listing:
+        print(f"{row['sweep']}: {row['state']}  {row['reason']}")
+
+
+def show_sweep(sweeps: Sweeps, sweep: SweepRow, tracking_uri: str, opened_with: str, as_json: bool) -> None:
+    spec, corpus = spec_of(sweep), corpus_of(sweep)
+    rows = list(every(lambda after: sweeps.trials(sweep.name, after=after), lambda trial: trial.number, -1))
+    found = sweeps.conclusions(sweep.name)
+    what = result(sweep, rows, spec, corpus, tracking_uri, opened_with, found)
+    if as_json:
+        print(json.dumps(what, allow_nan=False))
+        return
+    command = what["best"] and what["best"]["command"]
+    latest = sweeps.latest(sweep.name)
+    display.print_summary(sweep, rows, latest, command, f"open with: {opened_with}", found, sys.stdout)
+
+
+def every(page: Callable[[int], list[T]], key: Callable[[T], int], after: int) -> Iterator[T]:
+    """The rows of every page."""
+    while rows := page(after):
+        yield from rows
+        after = key(rows[-1])
+        if len(rows) < PAGE:
+            return
+
+
+def show_events(sweeps: Sweeps, path: str, as_json: bool) -> None:
     name, _, trial = path.partition("/")
-    sweep = service.find_sweep(store, name)
-    number = store.trial(sweep.id, trial).number if trial else None
-    told = [e for e in store.events(sweep.id) if number is None or e.trial_number == number]
+    sweep = sweeps.sweep(name).sweep
+    number = sweeps.trial(name, trial).number if trial else None
+    told = [
+        event
+        for event in every(lambda after: sweeps.events(name, after=after), lambda event: event.id or 0, 0)
+        if number is None or event.trial_number == number
+    ]
     if as_json:
         print(json.dumps([asdict(event) for event in told], allow_nan=False))
         return
@@ -82,15 +119,15 @@ def show_events(store: Store, path: str, as_json: bool) -> None:
         print(f"{at}  {display.event_line(sweep, event)}{f'  [{event.worker}]' if event.worker else ''}")
 
 
-def show_trial(store: Store, path: str, as_json: bool) -> None:
-    sweep, trial = service.find_trial(store, path)
-    rows = store.epochs(trial.id)
+def show_trial(sweeps: Sweeps, path: str, as_json: bool) -> None:
+    name, _, wanted = path.partition("/")
+    sweep, trial, rows = sweeps.sweep(name).sweep, sweeps.trial(name, wanted), sweeps.curve(name, wanted)
     spec, corpus = spec_of(sweep), corpus_of(sweep)
     command = command_of(sweep, trial, spec, corpus) if trial.hyperparameters else None
     judgement = service.judgement_of(sweep, trial, rows)
     findings = judgement.findings if judgement else ()
     epochs_planned = len(rows) if trial.state.terminal else config_of(spec, trial).epochs
-    decision = store.decision(trial.id)
+    decision = next((each for each in sweeps.decisions(name) if each.number == trial.number), None)
     standings = milestones.met(milestones.parse(spec.milestones), [r.report().wer for r in rows], epochs_planned)
     if as_json:
         epochs = [{"epoch": r.epoch, "phase": r.phase, **r.metrics} for r in rows]

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from sweeps import service
-from sweeps.commands.dashboards import dashboard, tracking_server
 from sweeps.commands.options import DatabaseOption, HomeOption, TrackingOption, opened, stopping, wait_for_enter
 from sweeps.errors import SweepError
 from sweeps.settings import find_home
+from sweeps.shipping import dashboard, tracking_server
 
 
 def ui(

@@ -15,9 +15,7 @@ from typing import Annotated
 
 import typer
 
-from sweeps import service
-from sweeps.commands.dashboards import Tracking, tracking_server
-from sweeps.commands.mirror import mirror_of
+from sweeps import engines, service
 from sweeps.commands.options import (
     LEASE_SECONDS,
     CheckpointsOption,
@@ -31,6 +29,7 @@ from sweeps.commands.options import (
     stopping,
 )
 from sweeps.display import EventLog
+from sweeps.engines import Engine, EngineName, Resources
 from sweeps.errors import DatabaseUnavailable, SweepError
 from sweeps.house import House
 from sweeps.keeper import BEAT_SECONDS
@@ -38,8 +37,9 @@ from sweeps.mirror import Mirror
 from sweeps.patience import wait
 from sweeps.processes import this_runner
 from sweeps.records import SweepRow
-from sweeps.runner import POLL_SECONDS, Workers
+from sweeps.runner import POLL_SECONDS
 from sweeps.settings import Home, find_home
+from sweeps.shipping import Tracking, mirror_of, tracking_server
 from sweeps.store import Store
 from sweeps.trainers import load_trainer, resolved
 from sweeps.worker import Job
@@ -53,6 +53,17 @@ def work(
     database: DatabaseOption = None,
     tracking_uri: TrackingOption = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that train, a trial each")] = 1,
+    engine: Annotated[
+        EngineName, typer.Option(help="Where they run: on this machine, or wherever Ray finds them a place")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT|auto", help="With ray: the cluster. Default: one is started on this machine"),
+    ] = None,
+    cpus_per_worker: Annotated[float, typer.Option(help="With ray: cores that are set aside for each worker")] = 1.0,
+    gpus_per_worker: Annotated[
+        float, typer.Option(help="With ray: GPUs for each worker, 0.5 where two share one; with 0 it sees none")
+    ] = 0.0,
     trainer: Annotated[
         str | None,
         typer.Option(metavar="FILE.py:NAME", help="For sweeps with a trainer of their own: where it is here"),
@@ -75,6 +86,7 @@ def work(
     """
     ships = tracking_uri is not None or database is None
     where, me = find_home(home), replace(this_runner(), yields=1 if ships else 2)
+    resources = Resources(address, cpus_per_worker, gpus_per_worker)
     if share_checkpoints and tracking_uri is None:
         raise SweepError("--share-checkpoints needs --tracking-uri: a server that every machine reaches")
     trainer = resolved(trainer)
@@ -96,19 +108,20 @@ def work(
             until_done=until_done,
             share_through=tracking_uri if share_checkpoints else None,
         )
-        with ExitStack() as servers:
+        with ExitStack() as started:
 
             @cache
             def tracking() -> Tracking:
                 """A local server is started when the first sweep is kept, not by every process that works."""
                 required = not allow_missing_tracking
-                return servers.enter_context(tracking_server(where, tracking_uri, required=required))
+                return started.enter_context(tracking_server(where, tracking_uri, required=required))
 
             if not ships:
                 print("no --tracking-uri: another process ships to MLflow, or `sweeps mirror` does", flush=True)
             elif tracking_uri is not None:
                 tracking()
-            fine = work_on(store, where, job, Workers(job, workers, me), tracking if ships else None, stop)
+            running = started.enter_context(engines.opened(engine, job, workers, me, resources))
+            fine = work_on(store, where, job, running, tracking if ships else None, stop)
     raise typer.Exit(130 if stop.is_set() else 0 if fine else 1)
 
 
@@ -116,7 +129,7 @@ def work_on(
     store: Store,
     home: Home,
     job: Job,
-    workers: Workers,
+    workers: Engine,
     tracking: Callable[[], Tracking] | None,
     stop: threading.Event,
 ) -> bool:
@@ -160,6 +173,6 @@ def work_on(
     return not events.refused
 
 
-def _pass_on(stop: threading.Event, workers: Workers) -> None:
+def _pass_on(stop: threading.Event, workers: Engine) -> None:
     stop.wait()
     workers.ask_to_stop()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from model.types import METRICS, EpochReport
-from sweeps import service
+from sweeps import preparing, service
 from sweeps.records import Claim, DecisionRow, EpochRow
 from sweeps.settings import Home
 from sweeps.spec import load_spec
@@ -110,9 +110,9 @@ def test_there_is_no_proposal_to_accept_without_an_alarm(finished: Finished, tri
 def condemned(tmp_path: Path) -> Iterator[tuple[Store, Claim]]:
     """A sweep with a trial that a rule is about to condemn."""
     home = Home(tmp_path / "home")
-    prepared = service.prepare(load_spec(write_spec(tmp_path, corpus={"generated": {"train": 4, "dev": 2}})), home)
+    prepared = preparing.prepare(load_spec(write_spec(tmp_path, corpus={"generated": {"train": 4, "dev": 2}})), home)
     store = service.load_home_store(home, None)
-    sweep = service.open_sweep(store, prepared)
+    sweep = preparing.open_sweep(store, prepared)
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
     claim = store.claim(sweep.id, "worker", 60)
     assert claim is not None

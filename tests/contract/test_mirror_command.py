@@ -12,12 +12,13 @@ import pytest
 import typer
 from mlflow.tracking import MlflowClient
 
-from sweeps.commands.mirror import keeper_of, mirror, server_of, tags_of
+from sweeps.commands.mirror import mirror
 from sweeps.errors import SweepNotFound
+from sweeps.preparing import stored
 from sweeps.processes import this_runner
 from sweeps.records import PlannedTrial, Runner, SweepRow
-from sweeps.service import stored
 from sweeps.settings import Home
+from sweeps.shipping import keeper_of, server_of, tags_of
 from sweeps.spec import SweepSpec
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store

@@ -55,6 +55,10 @@ def start(store: Store, sweep: SweepRow, me: Runner, tmp_path: Path, stop: threa
         mirror.finish(5)
 
 
+OURS = {"ours"}
+"""Workers of the runner that ends."""
+
+
 def now(store: Store) -> SweepRow:
     found = store.find_sweep("s")
     assert found is not None
@@ -87,15 +91,19 @@ def test_stopped_before_it_began_it_is_paused(store: Store, sweep: SweepRow, tmp
 
 def test_what_a_runner_leaves_behind(store: Store, sweep: SweepRow) -> None:
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
-    runner._close(store, sweep.id, "workers died 4 times", interrupted=False)
+    runner._close(store, sweep.id, "workers died 4 times", interrupted=False, workers=OURS)
     assert (now(store).state, now(store).reason) == (SweepState.FAILED, "workers died 4 times")
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
-    runner._close(store, sweep.id, "", interrupted=False)
+    runner._close(store, sweep.id, "", interrupted=False, workers=OURS)
     assert now(store).state is SweepState.STOPPED
     assert "its workers have ended, 1 trial left waiting" in now(store).reason
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
-    store.add_event(sweep.id, EventRow("worker_refused", "the corpus changed"))
-    runner._close(store, sweep.id, "", interrupted=False)
+    store.add_event(sweep.id, EventRow("worker_refused", "of another day", worker="long gone"))
+    runner._close(store, sweep.id, "", interrupted=False, workers=OURS)
+    assert "its workers have ended" in now(store).reason
+    store.set_sweep_state(sweep.id, SweepState.RUNNING)
+    store.add_event(sweep.id, EventRow("worker_refused", "the corpus changed", worker="ours"))
+    runner._close(store, sweep.id, "", interrupted=False, workers=OURS)
     assert now(store).reason == "the corpus changed"
 
 
@@ -103,7 +111,7 @@ def test_a_sweep_that_others_work_on_goes_on_when_its_runner_is_interrupted(stor
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
     store.register_worker(WorkerRow("w", "elsewhere", 1, 0.0, "cpu", {}))
     assert store.claim(sweep.id, "w", 60)
-    runner._close(store, sweep.id, "", interrupted=True)
+    runner._close(store, sweep.id, "", interrupted=True, workers=OURS)
     assert now(store).state is SweepState.RUNNING
 
 
@@ -111,5 +119,5 @@ def test_a_sweep_that_alarmed_stays_paused_for_that_reason(store: Store, sweep: 
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
     store.raise_alarm(sweep.id, {"cause": "undecided"}, "it alarmed")
     for interrupted in (False, True):
-        runner._close(store, sweep.id, "", interrupted=interrupted)
+        runner._close(store, sweep.id, "", interrupted=interrupted, workers=OURS)
         assert (now(store).state, now(store).reason) == (SweepState.PAUSED, "it alarmed")

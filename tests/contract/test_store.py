@@ -31,10 +31,23 @@ from sweeps.errors import (
     SweepBusy,
     SweepExists,
     SweepNotFound,
+    TokenExists,
+    TokenNotFound,
     TrialNotFound,
     TrialsSpent,
 )
-from sweeps.records import Claim, DecisionRow, EpochRow, EventRow, PlannedTrial, Runner, SweepRow, TrialRow, WorkerRow
+from sweeps.records import (
+    ActionRow,
+    Claim,
+    DecisionRow,
+    EpochRow,
+    EventRow,
+    PlannedTrial,
+    Runner,
+    SweepRow,
+    TrialRow,
+    WorkerRow,
+)
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store, database_url
 from sweeps.tables import metadata
@@ -346,6 +359,10 @@ def test_every_time_is_that_of_the_database(store: Store, engine: Engine, monkey
     held = claimed(store, sweep, lease_seconds=0)
     store.register_worker(WorkerRow("w", "host", 1, 0.0, "cpu", {}))
     store.set_sweep_state(sweep.id, SweepState.COMPLETE)
+    store.add_token("t", "digest", "read", 30)
+    store.good_token("digest")
+    store.revoke_token("t")
+    store.add_action(ActionRow("somebody", "create", "s"))
     with engine.connect() as connection:
         times = {
             f"{table.name}.{column.name}": [
@@ -1161,6 +1178,69 @@ def test_a_trial_is_found_by_number_and_by_name(store: Store) -> None:
         store.trial(sweep.id, "named-7")
     with pytest.raises(TrialNotFound, match="has no trial '2': name it by its number"):
         store.trial(sweep.id, 2)
+
+
+# access
+
+
+def test_a_token_is_good_until_it_expires_or_is_revoked(store: Store) -> None:
+    assert store.good_token() is None
+    store.add_token("short", "d1", "read", 0.5)
+    made = store.add_token("long", "d2", "operate", None)
+    assert (made.name, made.scope, made.expires_at, made.revoked_at, made.used_at) == (
+        "long",
+        "operate",
+        None,
+        None,
+        None,
+    )
+    assert store.good_token("d1") is not None
+    assert store.good_token("d3") is None
+    time.sleep(0.6)
+    assert store.good_token("d1") is None
+    found = store.good_token("d2")
+    assert found is not None
+    assert found.scope == "operate"
+    assert [token.used_at is not None for token in store.tokens()] == [True, True]
+    with pytest.raises(TokenExists, match="'long'"):
+        store.add_token("long", "d4", "read", None)
+    first = store.revoke_token("long")
+    assert store.revoke_token("long") == first
+    assert store.good_token("d2") is None
+    assert store.good_token() is None
+    with pytest.raises(TokenNotFound, match="did you mean 'long'"):
+        store.revoke_token("lung")
+
+
+def test_who_asked_for_what_outlives_what_it_was(store: Store) -> None:
+    sweep = running_sweep(store)
+    store.add_action(ActionRow("token a", "create", sweep.name, {"n": 1}))
+    store.add_action(ActionRow("ann@host", "delete", sweep.name))
+    store.delete_sweep(sweep.id)
+    first, second = store.actions()
+    assert (first.actor, first.action, first.target, first.data) == ("token a", "create", sweep.name, {"n": 1})
+    assert store.actions(after=first.id or 0) == [second]
+    assert store.actions(limit=1) == [first]
+
+
+def test_a_status_is_what_the_trials_are(store: Store) -> None:
+    sweep, other = running_sweep(store, budget={"trials": 4}), running_sweep(store, name="other")
+    wers = (0.5, 0.25, 0.25)
+    for wer in wers:
+        claim = claimed(store, sweep)
+        store.record(claim, [epoch_row(1, wer=wer), epoch_row(2, wer=wer + 0.1)])
+        store.finish(claim, TrialState.COMPLETE, "learned", "done", None, {})
+    held = claimed(store, sweep)
+    first, second = store.statuses()
+    assert [first, second] == [store.statuses(sweep.name)[0], store.statuses(other.name)[0]]
+    assert first.counts == {**dict.fromkeys(TrialState, 0), TrialState.COMPLETE: 3, TrialState.RUNNING: 1}
+    assert first.epochs == 6
+    assert first.best == store.trial(sweep.id, 1)
+    assert (second.epochs, second.best, second.sweep.name) == (0, None, "other")
+    assert store.statuses("none of them") == []
+    assert {number: row.epoch for number, row in store.latest_epochs(sweep.id).items()} == {0: 2, 1: 2, 2: 2}
+    assert store.trials(sweep.id, after=0, limit=1) == [store.trial(sweep.id, 1)]
+    assert store.trials(sweep.id, states=[TrialState.RUNNING]) == [store.trial(sweep.id, held.number)]
 
 
 # the mirror

@@ -16,7 +16,7 @@ import pytest
 from model.corpus.annotations import CorpusError
 from model.corpus.data import Corpus
 from model.types import METRICS, EpochReport, Stopped, TrainingConfig
-from sweeps import checkpoints, judging, keeper, patience, pruning, service, worker
+from sweeps import checkpoints, judging, keeper, patience, preparing, pruning, service, worker
 from sweeps.errors import DatabaseUnavailable
 from sweeps.pruning import Decision
 from sweeps.records import TrialRow
@@ -98,7 +98,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     )
     home = Home(tmp_path / "home")
     store = service.load_home_store(home, None)
-    sweep = service.open_sweep(store, service.prepare(spec, home, trainer=trainer, force=True))
+    sweep = preparing.open_sweep(store, preparing.prepare(spec, home, trainer=trainer, force=True))
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
     job = Job("me", store.url, ("s",), home, home.checkpoints, tmp_path / "worker.log", 60.0, trainer)
     yield Site(store, job, sweep.id)

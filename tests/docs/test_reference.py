@@ -7,11 +7,12 @@ import json
 import re
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import annotated_types
 import pytest
 import typer
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -21,11 +22,17 @@ from model.diagnosis import Phase, Verdict
 from model.early_stopping import Ending
 from model.train import train
 from model.types import METRICS, EpochReport, TrainingConfig
-from sweeps import cli, service
+from sweeps import cli, preparing, service
+from sweeps.api import problems
+from sweeps.api.access import Access
+from sweeps.api.app import make_app
+from sweeps.api.routes import router
 from sweeps.commands import dry_run, show
+from sweeps.errors import code_of
 from sweeps.mirror import STATUS
 from sweeps.pruning import FATAL
 from sweeps.records import EpochRow
+from sweeps.service import SweepService
 from sweeps.settings import Home
 from sweeps.spec import (
     Budget,
@@ -230,6 +237,28 @@ def test_the_commands_page_has_every_option(name: str) -> None:
     assert {row[0].split()[0].strip("`") for row in tables("cli.md")[f"`sweeps {name}`"]} == options
 
 
+def routes_of_the_api() -> set[str]:
+    store = cast(Store, None)  # nothing is asked
+    app = make_app(SweepService(store, Home(ROOT), ""), Access(store, required=True), ())
+    return {
+        f"{method} {r.path}" for r in [*app.routes, *router.routes] if isinstance(r, APIRoute) for method in r.methods
+    }
+
+
+def test_the_api_page_has_every_route() -> None:
+    written = [row[0].strip("`") for row in tables("api.md")["Routes"]]
+    assert sorted(written) == sorted(routes_of_the_api())
+
+
+def test_the_api_page_has_every_error() -> None:
+    written = {name for row in tables("api.md")["Errors"] for name in re.findall(r"`([a-z-]+)`", row[1])}
+    raised = {code_of(kind) for kind, status in problems.STATUS.items() if status != 503} - {
+        "trainer-not-found",  # while a server starts
+        "sweep-exists",  # is tried again
+    }
+    assert raised <= written
+
+
 MODEL_COMMANDS: dict[str, argparse.ArgumentParser] = next(
     action.choices for action in parser()._actions if isinstance(action, argparse._SubParsersAction)
 )
@@ -293,7 +322,7 @@ def key_paths(value: Any, path: str = "") -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> service.Prepared:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> preparing.Prepared:
     home = Home(tmp_path_factory.mktemp("home"))
     content = {
         "name": "tiny",
@@ -302,14 +331,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> service.Prepared:
         "first_trials": {"first": {"learning_rate": 1e-3}},
         "budget": {"trials": 1},
     }
-    return service.prepare(SweepSpec.model_validate(content), home)
+    return preparing.prepare(SweepSpec.model_validate(content), home)
 
 
 @pytest.fixture
-def store(tmp_path: Path, prepared: service.Prepared) -> typing.Iterator[Store]:
+def store(tmp_path: Path, prepared: preparing.Prepared) -> typing.Iterator[Store]:
     """One sweep of one trial with one epoch."""
     store = service.load_home_store(Home(tmp_path), None)
-    sweep = service.open_sweep(store, prepared)
+    sweep = preparing.open_sweep(store, prepared)
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
     claim = store.claim(sweep.id, "worker", 60)
     assert claim is not None
@@ -340,12 +369,12 @@ def test_json_of_a_trial(store: Store, tmp_path: Path, capsys: pytest.CaptureFix
     assert sorted(first_column("json.md", "A trial")) == sorted(keys)
 
 
-def test_json_of_a_dry_run(prepared: service.Prepared, tmp_path: Path) -> None:
+def test_json_of_a_dry_run(prepared: preparing.Prepared, tmp_path: Path) -> None:
     report = dry_run.plan_report(prepared, Home(tmp_path))
     assert sorted(first_column("json.md", "A dry run")) == sorted(key_paths(report))
 
 
-def test_json_of_one_run(prepared: service.Prepared, tmp_path: Path) -> None:
+def test_json_of_one_run(prepared: preparing.Prepared, tmp_path: Path) -> None:
     result = train(prepared.spec.trainer.with_values({"epochs": 2}), prepared.corpus, tmp_path)
     assert sorted(first_column("json.md", "One run")) == sorted(key_paths(result))
     folder = (REFERENCE / "json.md").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import yaml
 
-from sweeps import service
+from sweeps import preparing, service
 from sweeps.errors import DatabaseUnavailable
 from sweeps.settings import Home
 from sweeps.spec import load_spec
@@ -95,9 +95,9 @@ class Site:
 
     def create(self) -> None:
         """The sweep, RUNNING, without anybody who works on it."""
-        prepared = service.prepare(load_spec(self.spec_file), self.home, trainer=self.trainer)
+        prepared = preparing.prepare(load_spec(self.spec_file), self.home, trainer=self.trainer)
         with closing(service.load_home_store(self.home, self.database)) as store:
-            sweep = service.open_sweep(store, prepared)
+            sweep = preparing.open_sweep(store, prepared)
             store.set_sweep_state(sweep.id, SweepState.RUNNING)
 
     def start(self, words: Sequence[str]) -> Command:

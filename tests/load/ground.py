@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psycopg
 
-from sweeps import service
+from sweeps import preparing
 from sweeps.settings import Home
 from sweeps.spec import SweepSpec
 from sweeps.states import SweepState
@@ -77,8 +77,8 @@ def created(folder: Path, url: str, trials: int, epochs: int, sampler: str) -> S
         "sampler": sampler,
         "budget": {"trials": trials},
     }
-    prepared = service.prepare(SweepSpec.model_validate(content), Home(folder / "home"), trainer=TRAINER)
+    prepared = preparing.prepare(SweepSpec.model_validate(content), Home(folder / "home"), trainer=TRAINER)
     with closing(Store(url)) as store:
-        sweep = service.open_sweep(store, prepared)
+        sweep = preparing.open_sweep(store, prepared)
         store.set_sweep_state(sweep.id, SweepState.RUNNING)
     return prepared.spec

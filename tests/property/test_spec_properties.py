@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.types import TrainingConfig
-from sweeps import service
+from sweeps import preparing, service
 from sweeps.spec import SpecError, SweepSpec, differing_paths, digest, load_spec
 from tests.rows import sweep_row
 
@@ -81,7 +81,7 @@ SPECS = st.fixed_dictionaries(
 def test_a_spec_comes_back_from_the_database_the_same(content: dict[str, Any]) -> None:
     spec = SweepSpec.model_validate(content)
     corpus = spec.corpus.config(Path("generated") if spec.corpus.generated else None)
-    row = sweep_row(spec=service.stored(spec, corpus), budget=spec.budget.model_dump())
+    row = sweep_row(spec=preparing.stored(spec, corpus), budget=spec.budget.model_dump())
     assert yaml.safe_load(yaml.safe_dump(row.spec)) == row.spec
     back = service.spec_of(row).model_copy(update={"budget": spec.budget})
     assert back == spec

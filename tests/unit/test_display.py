@@ -186,7 +186,7 @@ def test_nothing_in_a_reason_is_taken_for_markup() -> None:
         trial_row(1, TrialState.FAILED, name="a", reason=NASTY),
     ]
     sweep = sweep_row(reason=NASTY, state=SweepState.COMPLETE, facts={"constant_sentence": NASTY, "constant_wer": 0.9})
-    print_summary(sweep, trials, nothing, NASTY, NASTY, NOTHING, out)
+    print_summary(sweep, trials, {}, NASTY, NASTY, NOTHING, out)
     text = out.getvalue()
     # The table; two pruned or failed, one of them named; the sweep's, the sentence, the command, the dashboard.
     assert text.count(NASTY) == 8
@@ -223,7 +223,7 @@ def test_the_summary_tells_the_best_the_pruned_the_named_and_the_way_on() -> Non
         trial_row(2, TrialState.FAILED, reason="ValueError: a fault"),
     ]
     sweep = sweep_row(state=SweepState.COMPLETE, reason="all trials are done")
-    print_summary(sweep, trials, nothing, "python -m model train ...", "http://here", NOTHING, out)
+    print_summary(sweep, trials, {}, "python -m model train ...", "http://here", NOTHING, out)
     text = out.getvalue()
     for said in (
         "Sweep s: COMPLETE, all trials are done. 12 s in all.",
@@ -242,7 +242,7 @@ def test_the_summary_tells_the_best_the_pruned_the_named_and_the_way_on() -> Non
 def test_a_long_command_is_not_broken() -> None:
     out = io.StringIO()
     command = "python -m model train " + "--option value " * 60
-    print_summary(sweep_row(), [], nothing, command, "d", NOTHING, out)
+    print_summary(sweep_row(), [], {}, command, "d", NOTHING, out)
     assert command.strip() in out.getvalue()
 
 
@@ -267,7 +267,8 @@ def found_out(out: io.StringIO) -> str:
     sweep = sweep_row(state=SweepState.COMPLETE, facts=facts)
     epochs = {trial.id: [epoch_row(1, trial.best_wer)] for trial in trials}
     found = conclusions(sweep, trials, [decision_row(0), decision_row(1, action="audited")], SPEC, epochs)
-    print_summary(sweep, trials, epochs.__getitem__, "python -m model train " + "--option value " * 12, "d", found, out)
+    latest = {trial.number: epochs[trial.id][-1] for trial in trials}
+    print_summary(sweep, trials, latest, "python -m model train " + "--option value " * 12, "d", found, out)
     return out.getvalue()
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from model.corpus.data import CorpusConfig
 from model.types import TrainingConfig
-from sweeps import service
+from sweeps import preparing
 from sweeps.records import SweepRow
 from sweeps.spec import (
     FloatRange,
@@ -446,7 +446,7 @@ def sweep_row(spec: SweepSpec, corpus: CorpusConfig) -> SweepRow:
     return SweepRow(
         id=1,
         name=spec.name,
-        spec=service.stored(spec, corpus),
+        spec=preparing.stored(spec, corpus),
         digest=digest(spec.identity()),
         budget=spec.budget.model_dump(),
         state=SweepState.PENDING,

@@ -11,7 +11,7 @@ import pytest
 from model.ctc import CTCTrainer
 from model.floors import Floors
 from model.types import EpochReport, TrainingConfig
-from sweeps import judging, pruning, service, trainers
+from sweeps import judging, preparing, pruning, service, trainers
 from sweeps.display import epoch_line
 from sweeps.errors import TrainerChanged, TrainerNotFound
 from sweeps.records import EpochRow
@@ -140,51 +140,51 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 def test_a_sweep_goes_on_with_its_own_trainer_alone(home: Home, tmp_path: Path) -> None:
-    built_in = service.prepare(SPEC, home)
-    own = service.prepare(SPEC, home, trainer=f"{EXAMPLE}:WindowTrainer")
+    built_in = preparing.prepare(SPEC, home)
+    own = preparing.prepare(SPEC, home, trainer=f"{EXAMPLE}:WindowTrainer")
     copy = written(tmp_path / "elsewhere" / EXAMPLE.name, EXAMPLE.read_text(encoding="utf-8"))
-    moved = service.prepare(SPEC, home, trainer=f"{copy}:WindowTrainer")
+    moved = preparing.prepare(SPEC, home, trainer=f"{copy}:WindowTrainer")
     assert own.facts["trainer"] == "own_trainer.py:WindowTrainer"
     for first, second, words in (
         (own, built_in, "trained by own_trainer.py:WindowTrainer, not by the built-in trainer: name own_trainer.py"),
         (built_in, own, "trained by the built-in trainer, not by own_trainer.py:WindowTrainer: leave --trainer out"),
     ):
         store = service.load_home_store(Home(tmp_path / first.facts["trainer"].replace(":", "-")), None)
-        sweep = service.open_sweep(store, first)
+        sweep = preparing.open_sweep(store, first)
         with pytest.raises(TrainerChanged, match=words):
-            service.open_sweep(store, second)
-        assert service.open_sweep(store, first) == sweep
+            preparing.open_sweep(store, second)
+        assert preparing.open_sweep(store, first) == sweep
         if first is own:
-            assert service.open_sweep(store, moved) == sweep
+            assert preparing.open_sweep(store, moved) == sweep
         store.close()
 
 
 def test_a_sweep_of_an_earlier_version_has_the_built_in_trainer(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = service.prepare(SPEC, home)
+    prepared = preparing.prepare(SPEC, home)
     facts = {k: v for k, v in prepared.facts.items() if k != "trainer"}
     store = service.load_home_store(Home(tmp_path), None)
     with monkeypatch.context() as earlier:
-        earlier.setattr(service.Prepared, "facts", property(lambda self: facts))
-        sweep = service.open_sweep(store, prepared)
+        earlier.setattr(preparing.Prepared, "facts", property(lambda self: facts))
+        sweep = preparing.open_sweep(store, prepared)
     assert "trainer" not in sweep.facts
-    assert service.open_sweep(store, prepared) == sweep
+    assert preparing.open_sweep(store, prepared) == sweep
     store.close()
 
 
 def test_a_plan_measures_it_by_its_contract_alone(home: Home, tmp_path: Path) -> None:
-    plan = service.plan(service.prepare(SPEC, home, trainer=f"{EXAMPLE}:WindowTrainer"))
+    plan = preparing.plan(preparing.prepare(SPEC, home, trainer=f"{EXAMPLE}:WindowTrainer"))
     hidden, classes = SPEC.trainer.hidden, 4
     assert plan.parameters == hidden * 225 * 24 + hidden + classes * hidden + classes
     assert 0 < plan.seconds_per_epoch < 60
     text = "class Mine:\n    epoch = 0\n    def __init__(self, config, corpus): ...\n"
     with pytest.raises(SpecError, match="has no step"):
-        service.plan(service.prepare(SPEC, home, trainer=f"{written(tmp_path / 'mine.py', text)}:Mine"))
+        preparing.plan(preparing.prepare(SPEC, home, trainer=f"{written(tmp_path / 'mine.py', text)}:Mine"))
 
 
 def test_no_command_is_printed_that_would_train_something_else(home: Home) -> None:
-    corpus = service.prepare(SPEC, home).corpus_config
+    corpus = preparing.prepare(SPEC, home).corpus_config
     own = sweep_row(facts={"trainer": "own_trainer.py:WindowTrainer", "constant_wer": 0.9})
     assert command_of(own, trial_row(), SPEC, corpus) is None
     assert "model train" in (command_of(sweep_row(), trial_row(), SPEC, corpus) or "")
@@ -223,7 +223,7 @@ def test_an_epoch_is_a_line_of_what_there_is() -> None:
 
 def test_a_divergence_is_told_without_a_learning_rate(home: Home, tmp_path: Path) -> None:
     store = service.load_home_store(Home(tmp_path), None)
-    sweep = service.open_sweep(store, service.prepare(SPEC, home))
+    sweep = preparing.open_sweep(store, preparing.prepare(SPEC, home))
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
     claim = store.claim(sweep.id, "worker", 60)
     assert claim is not None

@@ -1,0 +1,283 @@
+"""Sweeps over HTTP: `Client` asks a `sweeps serve` what `SweepService` answers, with the same values and errors.
+
+from sweeps import Client
+
+with Client("http://127.0.0.1:8765") as sweeps:
+    sweeps.create(open("spec.yaml").read())
+    sweeps.wait("phoenix")
+    print(sweeps.best("phoenix"))
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import quote, urlsplit
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+
+from sweeps.errors import NotAllowed, ServerUnavailable, SweepError, SweepNotFound, revived
+from sweeps.interface import PAGE, Best, Change, Created, Spec, Sweeps
+from sweeps.records import ActionRow, DecisionRow, EpochRow, EventRow, SweepStatus, TrialRow
+from sweeps.states import TrialState
+
+if TYPE_CHECKING:
+    from sweeps.summary import Conclusions
+
+T = TypeVar("T")
+
+TRIES = 5
+"""Of a request that got no answer. Each can be made twice: the second changes nothing."""
+FIRST_PAUSE_SECONDS = 0.3
+"""Between two tries; doubled each time."""
+SECONDS = 30.0
+CREATE_SECONDS = 600.0
+"""The server reads the corpus first."""
+SILENCE_SECONDS = 60.0
+"""A live connection that has not even said that it lives is made anew."""
+
+
+def token_of_environment() -> str | None:
+    """`SWEEPS_TOKEN`, else what the file that `SWEEPS_TOKEN_FILE` names holds.
+
+    Raises:
+        SweepError: that file cannot be read.
+    """
+    if token := os.environ.get("SWEEPS_TOKEN"):
+        return token
+    if file := os.environ.get("SWEEPS_TOKEN_FILE"):
+        try:
+            return Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SweepError(f"SWEEPS_TOKEN_FILE: {file}: cannot be read ({error})") from None
+    return None
+
+
+class Client(Sweeps):
+    """The sweeps of a server.
+
+    Raises, from every call:
+        NotAllowed: no token, one that is not good, or one that may only read.
+        ServerUnavailable: it cannot be reached, or failed.
+    """
+
+    def __init__(self, server: str, token: str | None = None, *, seconds: float = SECONDS) -> None:
+        """
+        Args:
+            server: its address, `http://HOST:PORT`.
+            token: default: see `token_of_environment`.
+            seconds: what an answer may take.
+
+        Raises:
+            SweepError: an address that is none.
+        """
+        try:
+            parts = urlsplit(server)
+            fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            fine = False
+        if not fine:
+            raise SweepError(f"server {server!r}: write its address, http://127.0.0.1:8765 say")
+        token = token or token_of_environment()
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise SweepError("the token has characters that none has: copy it again")
+        self.server, self._seconds = server.rstrip("/"), seconds
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=f"{self.server}/v1", headers=headers, timeout=seconds)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def create(
+        self, spec: Spec, *, trials: int | None = None, trainer: str | None = None, force: bool = False
+    ) -> Created:
+        body = {"spec": spec, "trials": trials, "trainer": trainer, "force": force}
+        return self._ask(Created, "POST", "/sweeps", body=body, seconds=max(CREATE_SECONDS, self._seconds))
+
+    def sweeps(self) -> list[SweepStatus]:
+        return self._ask(list[SweepStatus], "GET", "/sweeps")
+
+    def sweep(self, name: str) -> SweepStatus:
+        return self._ask(SweepStatus, "GET", _path(name))
+
+    def trials(
+        self, name: str, *, after: int = -1, limit: int = PAGE, state: TrialState | None = None
+    ) -> list[TrialRow]:
+        query = {"after": after, "limit": limit} | ({} if state is None else {"state": state.value})
+        return self._ask(list[TrialRow], "GET", _path(name, "trials"), query)
+
+    def trial(self, name: str, trial: str | int) -> TrialRow:
+        return self._ask(TrialRow, "GET", _path(name, "trials", trial))
+
+    def curve(self, name: str, trial: str | int) -> list[EpochRow]:
+        return self._ask(list[EpochRow], "GET", _path(name, "trials", trial, "curve"))
+
+    def latest(self, name: str) -> dict[int, EpochRow]:
+        return self._ask(dict[int, EpochRow], "GET", _path(name, "latest"))
+
+    def decisions(self, name: str) -> list[DecisionRow]:
+        return self._ask(list[DecisionRow], "GET", _path(name, "decisions"))
+
+    def best(self, name: str) -> Best | None:
+        found: Best | None = self._ask(Best | None, "GET", _path(name, "best"))  # type: ignore[arg-type]
+        return found
+
+    def conclusions(self, name: str) -> Conclusions:
+        from sweeps.summary import Conclusions
+
+        return self._ask(Conclusions, "GET", _path(name, "conclusions"))
+
+    def events(self, name: str, *, after: int = 0, limit: int = PAGE) -> list[EventRow]:
+        return self._ask(list[EventRow], "GET", _path(name, "events"), {"after": after, "limit": limit})
+
+    def pause(self, name: str) -> SweepStatus:
+        return self._ask(SweepStatus, "POST", _path(name, "pause"))
+
+    def resume(self, name: str, *, trials: int | None = None) -> SweepStatus:
+        return self._ask(SweepStatus, "POST", _path(name, "resume"), body={"trials": trials})
+
+    def stop(self, name: str) -> SweepStatus:
+        return self._ask(SweepStatus, "POST", _path(name, "stop"))
+
+    def cancel(self, name: str) -> SweepStatus:
+        return self._ask(SweepStatus, "POST", _path(name, "cancel"))
+
+    def enqueue(self, name: str, values: Mapping[str, Any], *, trial_name: str | None = None) -> TrialRow:
+        body = {"values": dict(values), "name": trial_name}
+        return self._ask(TrialRow, "POST", _path(name, "trials"), body=body)
+
+    def delete(self, name: str, *, keep_mlflow: bool = False) -> None:
+        self.sweep(name)  # once it was there, a second try that does not find it is none
+        try:
+            self._send("DELETE", _path(name), {"keep_mlflow": keep_mlflow})
+        except SweepNotFound:
+            return
+
+    def live(self, name: str, *, after: int | None = None) -> Iterator[Change]:
+        """As `Sweeps.live`; a connection that breaks is made again and nothing is missed."""
+        tries = 0
+        while True:
+            try:
+                query = {} if after is None else {"after": after}
+                timeout = httpx.Timeout(self._seconds, read=SILENCE_SECONDS)
+                with self._http.stream("GET", _path(name, "live"), params=query, timeout=timeout) as answer:
+                    if answer.is_error:
+                        answer.read()
+                        raise _error(answer)
+                    for kind, data in _server_sent(answer.iter_lines()):
+                        if kind == "over":
+                            return
+                        change = _adapter(Change).validate_json(data)
+                        after, tries = change.id, 0
+                        yield change
+            except (httpx.TransportError, ServerUnavailable) as error:
+                tries += 1
+                if tries == TRIES:
+                    raise ServerUnavailable(self.server, str(error)) from None
+            time.sleep(FIRST_PAUSE_SECONDS * 2**tries)
+
+    def actions(self, *, after: int = 0, limit: int = PAGE) -> list[ActionRow]:
+        return self._ask(list[ActionRow], "GET", "/actions", {"after": after, "limit": limit})
+
+    def _ask(
+        self,
+        kind: type[T],
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        *,
+        body: Mapping[str, Any] | None = None,
+        seconds: float | None = None,
+    ) -> T:
+        answer = self._send(method, path, query, body, seconds)
+        try:
+            found: T = _adapter(kind).validate_json(answer.content)
+            return found
+        except ValidationError as error:
+            fault = error.errors()[0]
+            why = f"an answer of another version? {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+            raise ServerUnavailable(self.server, why) from None
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        seconds: float | None = None,
+    ) -> httpx.Response:
+        for attempt in range(1, TRIES + 1):
+            try:
+                answer = self._http.request(method, path, params=query, json=body, timeout=seconds or self._seconds)
+                if not answer.is_error:
+                    return answer
+                error: SweepError = _error(answer)
+                if answer.status_code not in (429, 502, 503, 504):
+                    raise error
+            except httpx.TransportError as fault:
+                error = ServerUnavailable(self.server, f"{type(fault).__name__}: {fault}")
+            except (httpx.InvalidURL, UnicodeEncodeError, ValueError) as fault:
+                raise SweepError(f"{path}: cannot be asked for: {fault}") from None
+            if attempt < TRIES:
+                time.sleep(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
+        raise error
+
+
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Making one takes milliseconds."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+def _path(name: str, *more: str | int) -> str:
+    return "/".join(["/sweeps", *(quote(str(part), safe="") for part in (name, *more))])
+
+
+def _error(answer: httpx.Response) -> SweepError:
+    """The error that the server met, from its problem document (RFC 9457)."""
+    try:
+        problem = answer.json()
+        detail = str(problem["detail"])
+    except (ValueError, KeyError, TypeError):
+        return ServerUnavailable(str(answer.url.copy_with(query=None)), f"HTTP {answer.status_code}")
+    if answer.status_code in (401, 403):
+        return NotAllowed(detail)
+    kind = str(problem.get("type", "")).rpartition("/")[2]
+    return revived(kind, detail, problem.get("members", {})) or (
+        ServerUnavailable(str(answer.url.copy_with(query=None)), detail)
+        if answer.status_code >= 500
+        else SweepError(detail)
+    )
+
+
+def _server_sent(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
+    """Kind and data of each server-sent event."""
+    kind, data = "message", list[str]()
+    for line in lines:
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if line == "":
+            if data:
+                yield kind, "\n".join(data)
+            kind, data = "message", []
+        elif field == "event":
+            kind = value
+        elif field == "data":
+            data.append(value)
