@@ -54,6 +54,9 @@ NOT_EVERY_EPOCH = frozenset({"train/wer", *(key for key in METRICS if key.starts
 """Absent from epochs without probes (they come in every epoch of the plateau, and in some after takeoff), and where
 there are too few sequences to say anything."""
 
+MOST_SEED = 2**63 - 1
+"""What a database and torch can hold."""
+
 BUILT_IN = "built-in"
 """What runs and sweeps of the trainer of this package are remembered by; those of one's own have another name."""
 
@@ -75,10 +78,10 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: int = Field(24, ge=1, description="epochs at most")
-    batch_size: int = Field(4, ge=1, description="sequences a step")
-    accumulate: int = Field(1, ge=1, description="steps whose gradients are summed before one update")
-    eval_batch_size: int = Field(32, ge=1, description="sequences a forward pass on dev")
+    epochs: int = Field(24, ge=1, le=1_000_000, description="epochs at most")
+    batch_size: int = Field(4, ge=1, le=1_000_000, description="sequences a step")
+    accumulate: int = Field(1, ge=1, le=1_000_000, description="steps whose gradients are summed before one update")
+    eval_batch_size: int = Field(32, ge=1, le=1_000_000, description="sequences a forward pass on dev")
     learning_rate: float = Field(5e-4, gt=0, le=10, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
     adam_eps: float = Field(1e-8, gt=0, description="eps of AdamW; 1e-3 makes steps about twelve times smaller")
@@ -87,15 +90,19 @@ class TrainingConfig(BaseModel):
         "plateau", description="what the learning rate does after the warm-up"
     )
     warmup_start_factor: float = Field(1.0, gt=0, le=1, description="the warm-up starts at this share of the peak")
-    warmup_epochs: float = Field(5, ge=0, description="epochs of linear warm-up (no effect at start factor 1)")
-    restart_epochs: int = Field(10, ge=1, description="cosine_restarts: epochs of one cosine (T_0)")
+    warmup_epochs: float = Field(
+        5, ge=0, le=1_000_000, description="epochs of linear warm-up (no effect at start factor 1)"
+    )
+    restart_epochs: int = Field(10, ge=1, le=1_000_000, description="cosine_restarts: epochs of one cosine (T_0)")
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="plateau: the rate is multiplied by this")
-    plateau_patience: int = Field(10, ge=0, description="plateau: epochs without a better dev loss before that")
-    step_epochs: int = Field(50, ge=1, description="step: epochs between two cuts")
+    plateau_patience: int = Field(
+        10, ge=0, le=1_000_000, description="plateau: epochs without a better dev loss before that"
+    )
+    step_epochs: int = Field(50, ge=1, le=1_000_000, description="step: epochs between two cuts")
     step_factor: float = Field(0.5, gt=0, lt=1, description="step: the rate is multiplied by this")
     min_learning_rate: float = Field(1e-6, ge=0, description="plateau and cosine_restarts never go below")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout before and after the BiLSTM")
-    patience: int = Field(30, ge=1, description="early stopping: epochs without a better dev WER")
+    patience: int = Field(30, ge=1, le=1_000_000, description="early stopping: epochs without a better dev WER")
     patience_starts: Literal["takeoff", "epoch1"] = Field(
         "takeoff", description="patience counts from takeoff, or from epoch 1 as the original script did"
     )
@@ -112,14 +119,21 @@ class TrainingConfig(BaseModel):
         "float32", description="bf16: autocast, for CUDA; log-softmax and CTC stay in float32; fp16 is refused"
     )
     probe_interval: int = Field(
-        4, ge=0, description="epochs between two rounds of probes after takeoff (each epoch before it); 0: no probes"
+        4,
+        ge=0,
+        le=1_000_000,
+        description="epochs between two rounds of probes after takeoff (each epoch before it); 0: no probes",
     )
-    hidden: int = Field(128, ge=8, description="width of the BiLSTM, each direction")
-    channels: int = Field(128, ge=8, description="width of the convolutional encoder's output, over all modalities")
-    lstm_layers: int = Field(1, ge=1, description="BiLSTM layers")
-    seed: int = Field(0, ge=0, description="initialisation and dropout")
-    data_seed: int = Field(0, ge=0, description="order of the training sequences; the same for all trials of a sweep")
-    threads: int = Field(1, ge=1, description="CPU threads of torch")
+    hidden: int = Field(128, ge=8, le=65_536, description="width of the BiLSTM, each direction")
+    channels: int = Field(
+        128, ge=8, le=65_536, description="width of the convolutional encoder's output, over all modalities"
+    )
+    lstm_layers: int = Field(1, ge=1, le=100, description="BiLSTM layers")
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="initialisation and dropout")
+    data_seed: int = Field(
+        0, ge=0, le=MOST_SEED, description="order of the training sequences; the same for all trials of a sweep"
+    )
+    threads: int = Field(1, ge=1, le=1_024, description="CPU threads of torch")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one")
 
     @field_validator("precision")

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scipy.stats import binomtest
-
 from model.diagnosis import TAKEOFF_MARGIN, counted
 from model.types import mixed_seed
 from sweeps.records import DecisionRow, TrialRow
@@ -115,7 +113,7 @@ def audit_report(
         elif trial.verdict == "learned" or (decision.verdict == "never_learned" and _took_off(trial)):
             wrong.append(number)
     errors = len(wrong) + len(killed)
-    test = binomtest(errors, len(finished)).proportion_ci(CONFIDENCE, "exact") if finished else None
+    interval = _exact_interval(errors, len(finished)) if finished else None
     return AuditReport(
         condemned=len(condemned),
         audited=len(audited),
@@ -123,7 +121,7 @@ def audit_report(
         wrong_verdicts=tuple(wrong),
         winners_killed=tuple(killed),
         error_rate=errors / len(finished) if finished else None,
-        interval=(float(test.low), float(test.high)) if test else None,
+        interval=interval,
         epochs_saved=sum(
             max(0, planned_epochs[d.number] - by_number[d.number].epochs) for d in condemned if d.action == "stopped"
         ),
@@ -137,3 +135,10 @@ def _took_off(trial: TrialRow) -> bool:
         return True
     floor = trial.evidence.get("constant_wer")
     return floor is not None and trial.best_wer is not None and trial.best_wer <= floor - TAKEOFF_MARGIN
+
+
+def _exact_interval(errors: int, trials: int) -> tuple[float, float]:
+    from scipy.stats import binomtest  # takes a second to import: no command waits for it that does not ask
+
+    found = binomtest(errors, trials).proportion_ci(CONFIDENCE, "exact")
+    return float(found.low), float(found.high)

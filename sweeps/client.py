@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
-from sweeps.errors import NotAllowed, ServerUnavailable, SweepError, SweepNotFound, revived
+from sweeps.errors import NotAllowed, ServerUnavailable, SweepError, SweepNotFound, TrialNotFound, revived
 from sweeps.interface import PAGE, Best, Change, Created, Spec, Sweeps
 from sweeps.records import ActionRow, DecisionRow, EpochRow, EventRow, SweepStatus, TrialRow
 from sweeps.states import TrialState
@@ -34,7 +34,10 @@ T = TypeVar("T")
 TRIES = 5
 """Of a request that got no answer. Each can be made twice: the second changes nothing."""
 FIRST_PAUSE_SECONDS = 0.3
-"""Between two tries; doubled each time."""
+"""Between two tries; doubled each time. Where the server says how long it wants, that, up to the longest."""
+LONGEST_PAUSE_SECONDS = 10.0
+AGAIN = (429, 502, 503, 504)
+"""Answers after which it is worth asking again."""
 SECONDS = 30.0
 CREATE_SECONDS = 600.0
 """The server reads the corpus first."""
@@ -78,11 +81,12 @@ class Client(Sweeps):
         """
         try:
             parts = urlsplit(server)
-            fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
         except ValueError:
             fine = False
         if not fine:
-            raise SweepError(f"server {server!r}: write its address, http://127.0.0.1:8765 say")
+            shown = server.rpartition("@")[2]
+            raise SweepError(f"server {shown!r}: write its address alone, http://127.0.0.1:8765 say")
         token = token or token_of_environment()
         if token is not None and not (token.isascii() and token.isprintable()):
             raise SweepError("the token has characters that none has: copy it again")
@@ -174,20 +178,28 @@ class Client(Sweeps):
                 query = {} if after is None else {"after": after}
                 timeout = httpx.Timeout(self._seconds, read=SILENCE_SECONDS)
                 with self._http.stream("GET", _path(name, "live"), params=query, timeout=timeout) as answer:
-                    if answer.is_error:
+                    if not answer.is_success:
                         answer.read()
-                        raise _error(answer)
-                    for kind, data in _server_sent(answer.iter_lines()):
-                        if kind == "over":
-                            return
-                        change = _adapter(Change).validate_json(data)
-                        after, tries = change.id, 0
-                        yield change
-            except (httpx.TransportError, ServerUnavailable) as error:
-                tries += 1
-                if tries == TRIES:
-                    raise ServerUnavailable(self.server, str(error)) from None
-            time.sleep(FIRST_PAUSE_SECONDS * 2**tries)
+                        failed, pause = _error(answer), _pause(answer, tries)
+                        if answer.status_code not in AGAIN:
+                            raise failed
+                    else:
+                        for kind, data in _server_sent(_lines(answer.iter_text())):
+                            if kind == "over":
+                                return
+                            if kind == "gone":
+                                raise SweepNotFound(name)
+                            change = self._read(Change, data)
+                            after, tries = change.id, 0
+                            yield change
+                        failed, pause = ServerUnavailable(self.server, "it ends live connections"), _pause(None, tries)
+            except httpx.TransportError as error:
+                failed = ServerUnavailable(self.server, f"{type(error).__name__}: {error}")
+                pause = _pause(None, tries)
+            tries += 1
+            if tries == TRIES:
+                raise failed
+            time.sleep(pause)
 
     def actions(self, *, after: int = 0, limit: int = PAGE) -> list[ActionRow]:
         return self._ask(list[ActionRow], "GET", "/actions", {"after": after, "limit": limit})
@@ -202,9 +214,11 @@ class Client(Sweeps):
         body: Mapping[str, Any] | None = None,
         seconds: float | None = None,
     ) -> T:
-        answer = self._send(method, path, query, body, seconds)
+        return self._read(kind, self._send(method, path, query, body, seconds).content)
+
+    def _read(self, kind: type[T], answer: str | bytes) -> T:
         try:
-            found: T = _adapter(kind).validate_json(answer.content)
+            found: T = _adapter(kind).validate_json(answer)
             return found
         except ValidationError as error:
             fault = error.errors()[0]
@@ -219,20 +233,22 @@ class Client(Sweeps):
         body: Mapping[str, Any] | None = None,
         seconds: float | None = None,
     ) -> httpx.Response:
-        for attempt in range(1, TRIES + 1):
+        for attempt in range(TRIES):
             try:
                 answer = self._http.request(method, path, params=query, json=body, timeout=seconds or self._seconds)
-                if not answer.is_error:
-                    return answer
-                error: SweepError = _error(answer)
-                if answer.status_code not in (429, 502, 503, 504):
-                    raise error
             except httpx.TransportError as fault:
-                error = ServerUnavailable(self.server, f"{type(fault).__name__}: {fault}")
-            except (httpx.InvalidURL, UnicodeEncodeError, ValueError) as fault:
+                error: SweepError = ServerUnavailable(self.server, f"{type(fault).__name__}: {fault}")
+                pause = _pause(None, attempt)
+            except (httpx.InvalidURL, TypeError, ValueError) as fault:  # what JSON cannot say, a NaN for one
                 raise SweepError(f"{path}: cannot be asked for: {fault}") from None
-            if attempt < TRIES:
-                time.sleep(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
+            else:
+                if answer.is_success:
+                    return answer
+                error, pause = _error(answer), _pause(answer, attempt)
+                if answer.status_code not in AGAIN:
+                    raise error
+            if attempt + 1 < TRIES:
+                time.sleep(pause)
         raise error
 
 
@@ -246,7 +262,21 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return _ADAPTERS[kind]
 
 
+def _pause(answer: httpx.Response | None, tries: int) -> float:
+    """Seconds until the next try."""
+    wanted = "" if answer is None else answer.headers.get("retry-after", "")
+    ours = FIRST_PAUSE_SECONDS * 2.0**tries
+    return min(max(float(wanted), ours), LONGEST_PAUSE_SECONDS) if wanted.isdecimal() else ours
+
+
 def _path(name: str, *more: str | int) -> str:
+    """
+    Raises:
+        SweepNotFound, TrialNotFound: a name that none has, and that would lead elsewhere in a path.
+    """
+    for part in (name, *more):
+        if str(part) in ("", ".", "..") or "/" in str(part):
+            raise SweepNotFound(name) if part is name else TrialNotFound(name, str(part))
     return "/".join(["/sweeps", *(quote(str(part), safe="") for part in (name, *more))])
 
 
@@ -260,11 +290,20 @@ def _error(answer: httpx.Response) -> SweepError:
     if answer.status_code in (401, 403):
         return NotAllowed(detail)
     kind = str(problem.get("type", "")).rpartition("/")[2]
-    return revived(kind, detail, problem.get("members", {})) or (
+    members = {key: tuple(v) if isinstance(v, list) else v for key, v in problem.get("members", {}).items()}
+    return revived(kind, detail, members) or (
         ServerUnavailable(str(answer.url.copy_with(query=None)), detail)
         if answer.status_code >= 500
         else SweepError(detail)
     )
+
+
+def _lines(texts: Iterator[str]) -> Iterator[str]:
+    """Their lines. Not those of `str.splitlines`: a text within JSON may hold U+2028 as it is."""
+    rest = ""
+    for text in texts:
+        *lines, rest = (rest + text).split("\n")
+        yield from lines
 
 
 def _server_sent(lines: Iterator[str]) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from model.diagnosis import TAKEOFF_MARGIN, best_epoch, counted, takeoff_epoch
 from model.types import EpochReport
@@ -183,7 +183,7 @@ def _effect(name: str, runs: Sequence[_Run]) -> dict[str, float]:
 def parabola_p(x: Vector, y: Vector) -> float:
     """p of the F test that a parabola over `x` explains nothing of the ranks of `y`."""
     design = _parabola(x)
-    ranks = stats.rankdata(y)
+    ranks = _ranks(y)
     free = len(y) - design.shape[1]
     if design.shape[1] < 3 or free < 1:
         return 1.0
@@ -203,7 +203,7 @@ def partial_spearman(x: Vector, y: Vector, given: Vector) -> tuple[float, float]
     free = len(x) - int(np.linalg.matrix_rank(given)) - 1
     if free < 1 or any(abs(rest).max() <= 1e-9 * abs(whole).max() for rest, whole in ((a, x), (b, y))):
         return 0.0, 1.0
-    correlation = float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
+    correlation = float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
     t = abs(correlation) * math.sqrt(free / max(1e-12, 1 - correlation**2))
     return correlation, float(2 * special.stdtr(free, -t))
 
@@ -212,6 +212,13 @@ def _parabola(x: Vector) -> Vector:
     """Columns 1, x and x squared, as many as `x` has different values: (n, 1 to 3)."""
     centred = x - x.mean()
     return np.stack([centred**power for power in range(min(3, len(np.unique(x))))], axis=1)
+
+
+def _ranks(y: Vector) -> Vector:
+    from scipy.stats import rankdata  # takes a second to import: no command waits for it that does not ask
+
+    ranks: Vector = rankdata(y)
+    return ranks
 
 
 def _without(design: Vector, y: Vector) -> Vector:

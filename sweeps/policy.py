@@ -64,8 +64,8 @@ class Policy:
                 found = (home / path).resolve()
                 if found.is_relative_to(home) and found.exists():
                     return found
-            except (OSError, ValueError) as error:  # a name that no file can have
-                raise SpecError(f"corpus.{name}: {str(path)[:200]!r}: {error}") from None
+            except (OSError, RuntimeError, ValueError):  # a name that no file can have, links in a ring
+                continue
         # The same words for a place that is not there and for one that is not to be seen.
         raise SpecError(
             f"corpus.{name}: {str(path)[:200]!r}: is not below a corpus root of this server; name it relative to one, "

@@ -250,10 +250,10 @@ class SweepService(Sweeps):
         return self._step("resume", name, SweepState.RUNNING, "")
 
     def stop(self, name: str) -> SweepStatus:
-        return self._step("stop", name, SweepState.STOPPING, f"stopped by {self.actor}")
+        return self._step("stop", name, SweepState.STOPPING, f"stopped by {self.actor}", SweepState.STOPPED)
 
     def cancel(self, name: str) -> SweepStatus:
-        return self._step("cancel", name, SweepState.CANCELLING, f"cancelled by {self.actor}")
+        return self._step("cancel", name, SweepState.CANCELLING, f"cancelled by {self.actor}", SweepState.CANCELLED)
 
     def enqueue(self, name: str, values: Mapping[str, Any], *, trial_name: str | None = None) -> TrialRow:
         sweep = find_sweep(self.store, name)
@@ -280,16 +280,26 @@ class SweepService(Sweeps):
     def actions(self, *, after: int = 0, limit: int = PAGE) -> list[ActionRow]:
         return self.store.actions(after, limit)
 
-    def _step(self, verb: str, name: str, state: SweepState, reason: str) -> SweepStatus:
+    def _step(
+        self, verb: str, name: str, state: SweepState, reason: str, done: SweepState | None = None
+    ) -> SweepStatus:
+        """
+        Args:
+            done: where that state has led before: nothing is left to do.
+        """
         sweep = find_sweep(self.store, name)
         self._note(verb, name)
-        self.store.set_sweep_state(sweep.id, state, reason)
+        if sweep.state not in (state, done):
+            self.store.set_sweep_state(sweep.id, state, reason)
         end_if_over(self.store, sweep.id)  # a sweep on which nobody works ends here
         return self.sweep(name)
 
     def _note(self, action: str, target: str, data: Mapping[str, Any] | None = None) -> None:
         """Before it is done: what was done and not noted would be worse than the other way round."""
         self.store.add_action(ActionRow(self.actor, action, target, dict(data or {})))
+
+
+OVERLAP_SECONDS = 60.0
 
 
 class Watch:
@@ -306,9 +316,21 @@ class Watch:
         self._store, self._name, self._said = store, name, ""
         self._sweep = find_sweep(store, name)
         self._last = store.last_event(self._sweep.id) if after is None else after
-        self._revisions = {trial.number: trial.revision for trial in store.siblings(self._sweep)}
+        known_until = math.inf if after is None else self._known_until()
+        self._revisions = {
+            trial.number: trial.revision
+            for trial in store.siblings(self._sweep)
+            if after is None or (trial.state.terminal and (trial.finished_at or 0.0) < known_until)
+        }
         self.over = False
         """Whether the sweep has ended: nothing more will happen."""
+
+    def _known_until(self) -> float:
+        """When the last event that is known happened, less what a transaction may take: a trial that ended later, or
+        has not ended, may have changed since and is told again.
+        """
+        known = self._store.events(self._sweep.id, self._last - 1, 1)
+        return (known[0].at or 0.0) - OVERLAP_SECONDS if known else math.inf
 
     def look(self) -> list[Change]:
         """What happened since the last look: events, then trials, then the sweep itself if anything did; at the first

@@ -48,8 +48,8 @@ class FloatRange(Section):
 class IntRange(Section):
     """A whole number between `low` and `high`, both included."""
 
-    low: int
-    high: int
+    low: int = Field(ge=-1_000_000, le=1_000_000)
+    high: int = Field(ge=-1_000_000, le=1_000_000)
     log: bool = False
 
     @model_validator(mode="after")
@@ -85,7 +85,7 @@ class SearchSpace(Section):
         if value is None or isinstance(value, Mapping | Section):
             return value
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{value!r}: write one number, or {{low: ..., high: ...}}")
+            raise ValueError(f"{_shown(value)}: write one number, or {{low: ..., high: ...}}")
         return {"low": value, "high": value}
 
     def ranges(self) -> dict[str, Range]:
@@ -101,7 +101,9 @@ class SearchSpace(Section):
 
 class Sampler(Section):
     name: Literal["tpe", "random"] = "tpe"
-    startup_trials: int = Field(10, ge=1, description="tpe: so many trials are spread over the space before it learns")
+    startup_trials: int = Field(
+        10, ge=1, le=1_000_000, description="tpe: so many trials are spread over the space before it learns"
+    )
 
 
 def _named(value: Any) -> Any:
@@ -132,18 +134,18 @@ class Plateau(Pruning):
 
     name: Literal["plateau"] = "plateau"
     grace_epochs: int | None = Field(
-        None, ge=1, description="no trial is pruned before; default: a twelfth, at least 2"
+        None, ge=1, le=1_000_000, description="no trial is pruned before; default: a twelfth, at least 2"
     )
 
 
 class _Interval(Pruning):
-    n_warmup_steps: int = Field(0, ge=0, description="no trial is pruned before this epoch")
-    interval_steps: int = Field(1, ge=1, description="epochs between two checks")
+    n_warmup_steps: int = Field(0, ge=0, le=1_000_000, description="no trial is pruned before this epoch")
+    interval_steps: int = Field(1, ge=1, le=1_000_000, description="epochs between two checks")
 
 
 class _AmongComplete(_Interval):
-    n_startup_trials: int = Field(5, ge=0, description="no trial is pruned before so many are complete")
-    n_min_trials: int = Field(1, ge=1, description="nor at an epoch that fewer of them have reached")
+    n_startup_trials: int = Field(5, ge=0, le=1_000_000, description="no trial is pruned before so many are complete")
+    n_min_trials: int = Field(1, ge=1, le=1_000_000, description="nor at an epoch that fewer of them have reached")
 
 
 class Median(_AmongComplete):
@@ -160,9 +162,9 @@ class Percentile(_AmongComplete):
 
 
 def _epochs_or_auto(value: Any) -> Any:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000):
         return value
-    raise ValueError(f"{value!r}: write a number of epochs from 1, or auto")
+    raise ValueError(f"{_shown(value)}: write a number of epochs from 1, or auto; 1000000 at most")
 
 
 EpochsOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_epochs_or_auto)]
@@ -174,10 +176,12 @@ class SuccessiveHalving(Pruning):
     name: Literal["successive_halving"] = "successive_halving"
     min_resource: EpochsOrAuto = Field("auto", description="epoch of the first rung; from 1")
     reduction_factor: int = Field(
-        4, ge=2, description="one in so many passes a rung, and each rung is so many times as late"
+        4, ge=2, le=1_000_000, description="one in so many passes a rung, and each rung is so many times as late"
     )
-    min_early_stopping_rate: int = Field(0, ge=0, description="rungs left out at the beginning")
-    bootstrap_count: int = Field(0, ge=0, description="so many trials end at each rung before one may pass")
+    min_early_stopping_rate: int = Field(0, ge=0, le=100, description="rungs left out at the beginning")
+    bootstrap_count: int = Field(
+        0, ge=0, le=1_000_000, description="so many trials end at each rung before one may pass"
+    )
 
     @model_validator(mode="after")
     def _no_guess_for_bootstrap(self) -> SuccessiveHalving:
@@ -190,12 +194,14 @@ class Hyperband(Pruning):
     """`optuna.pruners.HyperbandPruner`."""
 
     name: Literal["hyperband"] = "hyperband"
-    min_resource: int = Field(1, ge=1, description="epoch of the first rung in the most eager bracket")
+    min_resource: int = Field(1, ge=1, le=1_000_000, description="epoch of the first rung in the most eager bracket")
     max_resource: EpochsOrAuto = Field("auto", description="epochs of a whole trial; from 1")
     reduction_factor: int = Field(
-        3, ge=2, description="one in so many passes a rung, and each rung is so many times as late"
+        3, ge=2, le=1_000_000, description="one in so many passes a rung, and each rung is so many times as late"
     )
-    bootstrap_count: int = Field(0, ge=0, description="so many trials end at each rung before one may pass")
+    bootstrap_count: int = Field(
+        0, ge=0, le=1_000_000, description="so many trials end at each rung before one may pass"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Hyperband:
@@ -235,7 +241,7 @@ class Patient(Pruning):
     """
 
     name: Literal["patient"] = "patient"
-    patience: int = Field(ge=0, description="epochs that may be no better than those before")
+    patience: int = Field(ge=0, le=1_000_000, description="epochs that may be no better than those before")
     min_delta: float = Field(0.0, ge=0, description="WER (fraction) by which they must be worse")
     wrapped_pruner: Annotated[Median | Percentile | Threshold, Field(discriminator="name")] | None = Field(
         None, description="asked when patience is out; none: the trial is stopped"
@@ -261,9 +267,11 @@ Pruner: TypeAlias = Plateau | NoPruner | OptunaPruner
 class Budget(Section):
     """How much a sweep may spend. Not part of its identity: raise it and run again."""
 
-    trials: int = Field(20, ge=1, description="trials in all, named ones included")
-    total_epochs: int | None = Field(None, ge=1, description="epochs over all trials")
-    hours: float | None = Field(None, gt=0, description="hours of running, all runs of the sweep together")
+    trials: int = Field(20, ge=1, le=1_000_000, description="trials in all, named ones included")
+    total_epochs: int | None = Field(None, ge=1, le=1_000_000_000, description="epochs over all trials")
+    hours: float | None = Field(
+        None, gt=0, le=1_000_000, description="hours of running, all runs of the sweep together"
+    )
 
 
 class CorpusSpec(Section):
@@ -521,7 +529,8 @@ def read_spec(
     """
     try:
         content = _loaded(given, trusted) if isinstance(given, str) else dict(given)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date without such a day, a number without end
+    # ValueError: a date without such a day; the others: `!!bool maybe`, `!!int ""`, a number too large for a float.
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
         raise SpecError(f"{where}: not valid YAML: {_cut(' '.join(str(error).split()))}") from None
     except RecursionError:
         raise SpecError(f"{where}: nested too deeply; a spec has three levels") from None
@@ -542,12 +551,38 @@ def read_spec(
         raise SpecError(f"{where}: nested too deeply; a spec has three levels") from None
 
 
+MOST_NODES = 5_000
+DEEPEST = 20
+LONGEST_NUMBER = 2_000
+"""Of a text from elsewhere. A spec has some hundred values, and a bare word of a megabyte may be a number of which
+reading it takes minutes."""
+
+
 def _loaded(text: str, trusted: bool) -> Any:
     if not trusted:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"an alias (*{event.anchor}); write the value out")
+        _check_harmless(text)
     return yaml.safe_load(text)
+
+
+def _check_harmless(text: str) -> None:
+    """
+    Raises:
+        ValueError: only somebody hostile writes this.
+    """
+    depth = 0
+    # One by one: what follows the first that is refused is not read.
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"an alias (*{_cut(event.anchor)}); write the value out")
+        if isinstance(event, yaml.CollectionStartEvent | yaml.ScalarEvent) and event.tag is not None:
+            raise ValueError(f"a tag ({_cut(event.tag)}); leave it out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError("nested too deeply; a spec has three levels")
+        if isinstance(event, yaml.ScalarEvent) and event.style is None and len(event.value) > LONGEST_NUMBER:
+            raise ValueError(f"{_cut(event.value)}: more than {LONGEST_NUMBER} characters without quotes")
+        if count > MOST_NODES:
+            raise ValueError(f"more than {MOST_NODES} values; a spec has some hundred")
 
 
 def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -570,6 +605,13 @@ MOST_FAULTS = 20
 
 def _cut(text: str, longest: int = 200) -> str:
     return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _cut(repr(value))
+    except (ValueError, RecursionError):  # a number of more digits than Python writes out; what contains itself
+        return f"a {type(value).__name__} too large to show"
 
 
 def _explain(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
@@ -597,14 +639,14 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str = "") ->
         elif fault["type"] == "invalid_key" or "[key]" in fault["loc"]:
             lines.append(f"{path}: a key must be text; write it in quotes")
         elif fault["type"] in ("model_type", "dict_type", "model_attributes_type"):
-            lines.append(f"{path}: {_cut(repr(fault['input']))}: must be a mapping, `key: value`")
+            lines.append(f"{path}: {_shown(fault['input'])}: must be a mapping, `key: value`")
         elif fault["type"] == "value_error":
             text = str(fault["ctx"]["error"])
             # A rule over several fields names its own path.
             lines += [f"{path}: {line}" if path else line for line in text.splitlines()]
         else:
             rule = fault["msg"][0].lower() + fault["msg"][1:]
-            lines.append(f"{path}: {_cut(repr(fault['input']))}: {rule}")
+            lines.append(f"{path}: {_shown(fault['input'])}: {rule}")
     if len(faults) > MOST_FAULTS:
         lines.append(f"and {len(faults) - MOST_FAULTS} more faults")
     return lines

@@ -17,7 +17,6 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import qmc
 
 from model.diagnosis import best_epoch, takeoff_epoch
 from model.types import EpochReport, Hyperparameters, mixed_seed
@@ -126,6 +125,8 @@ def _spread_out(ranges: Mapping[str, Range], seed: int, number: int) -> dict[str
 
     Halton 1960; scrambling as in Owen 2017 (arXiv 1706.02808).
     """
+    from scipy.stats import qmc  # takes a second to import: no command waits for it that does not sample
+
     sequence = qmc.Halton(len(ranges), scramble=True, rng=seed)
     point = sequence.fast_forward(number).random(1)[0]
     return {name: _at(bounds, share) for (name, bounds), share in zip(ranges.items(), point.tolist(), strict=True)}

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.corpus.landmarks import POINTS, WIDTH, with_motion, write_sequence
+from model.types import MOST_SEED
 
 Array: TypeAlias = NDArray[np.float64]
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -43,17 +44,19 @@ class GeneratedConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    train: int = Field(240, ge=1, description="training sentences")
-    dev: int = Field(100, ge=1, description="dev sentences, by a signer whom training never shows")
-    test: int = Field(0, ge=0, description="test sentences, by yet another signer (0: no test split)")
+    train: int = Field(240, ge=1, le=1_000_000, description="training sentences")
+    dev: int = Field(100, ge=1, le=1_000_000, description="dev sentences, by a signer whom training never shows")
+    test: int = Field(0, ge=0, le=1_000_000, description="test sentences, by yet another signer (0: no test split)")
     glosses: int = Field(40, ge=2, le=2000, description="size of the vocabulary without the blank")
-    signers: int = Field(4, ge=1, description="signers of the training sentences")
+    signers: int = Field(4, ge=1, le=1_000, description="signers of the training sentences")
     width: Literal[225, 6516] = Field(225, description="225: pose and hands; 6516: face, velocity and so on as well")
     missing_hands: float = Field(0.1, ge=0, le=0.5, description="share of frames where a signing hand is not detected")
-    noise: float = Field(0.006, ge=0, description="landmark jitter (standard deviation, picture heights)")
-    token_variation: float = Field(1.0, ge=0, description="how much one gloss differs from time to time")
-    signer_variation: float = Field(1.0, ge=0, description="how much signers differ in body, speed and hand shape")
-    seed: int = Field(0, ge=0, description="everything random follows from it")
+    noise: float = Field(0.006, ge=0, le=100, description="landmark jitter (standard deviation, picture heights)")
+    token_variation: float = Field(1.0, ge=0, le=100, description="how much one gloss differs from time to time")
+    signer_variation: float = Field(
+        1.0, ge=0, le=100, description="how much signers differ in body, speed and hand shape"
+    )
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="everything random follows from it")
 
 
 def generate(config: GeneratedConfig, folder: Path, progress: Progress | None = None) -> Path:

@@ -155,7 +155,7 @@ def events(name: SweepName, service: Reading, after: After = 0, limit: Limit = P
     "/sweeps/{name}/live",
     response_class=Response,
     responses={
-        200: {"content": {"text/event-stream": {}}, "description": "`event`, `trial` and `status`; `over` or `gone` ends it"}
+        200: {"content": {"text/event-stream": {}}, "description": "`event`, `trial`, `status`; last `over` or `gone`"}
     },
 )
 def live(

@@ -60,7 +60,7 @@ class Resources:
 
     def __post_init__(self) -> None:
         for option, value in (("--cpus-per-worker", self.cpus), ("--gpus-per-worker", self.gpus)):
-            if value < 0 or (value > 1 and value != int(value)):
+            if not (0 <= value <= 1 or (value > 1 and float(value).is_integer())):
                 raise SweepError(f"{option} {value:g}: Ray gives out fractions of one, or whole ones: 0.5, 1 or 2, say")
 
 

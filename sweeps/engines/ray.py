@@ -1,9 +1,9 @@
 """Workers on the nodes of a Ray cluster. Ray finds them a place, and knows nothing of trials: the database owns them.
 
 A place is an actor: it holds the resources on its node, and is to its one worker process what `sweeps work` is on one
-machine. Whoever ends asks the places to end first, and then the workers hand their trials back. When an actor dies, with
-its node or because its launcher has died, Ray kills what runs below it; a worker that is left over all the same stops
-by itself, as the pipe to its parent is broken. The trials go on from their last checkpoints, at another place.
+machine. A launcher that ends asks the places to end first: workers then hand their trials back. When an actor dies,
+with its node or because its launcher has died, Ray kills what runs below it, and a worker that is left over all the
+same stops by itself, as the pipe to its parent is broken. The trials go on from their last checkpoints elsewhere.
 """
 
 from __future__ import annotations

@@ -181,6 +181,8 @@ def test_delete_asks_and_takes_everything_along(home: Path, tmp_path: Path, trie
     assert experiment is None or experiment.lifecycle_stage == "deleted"
     code, _, err = tried("delete", "tiny", "--home", home, "--yes")
     assert (code, "there is no sweep 'tiny'" in err) == (2, True)
+    run(home, tmp_path, "run", write_spec(tmp_path, budget={"trials": 2}))  # what one deletes for
+    check_everything_arrived(home)
 
 
 def test_a_trial_goes_on_elsewhere_from_the_checkpoint_that_its_run_holds(home: Path, tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -82,6 +83,8 @@ class Site:
     folder: Path
     """A short path that every user may enter: PostgreSQL does not run as root, and has its socket here."""
     project: Project
+    variables: Mapping[str, str]
+    """The settings of its .env."""
     running: list[Container] = field(default_factory=list)
     _completed: set[str] = field(default_factory=set)
     _started: int = 0
@@ -91,18 +94,43 @@ class Site:
         self._meet_needs(name)
         begun = [self.start(name) for _ in range(self.project.services[name].scale)]
         for container in begun:
-            self._until_well(container)
+            self.until_well(container)
         return begun
 
-    def run(self, name: str, *command: str) -> str:
+    def run(
+        self,
+        name: str,
+        *command: str,
+        needs: bool = True,
+        stdin: BinaryIO | None = None,
+        stdout: BinaryIO | None = None,
+    ) -> str:
         """`docker compose run --rm NAME COMMAND`; what it wrote to stdout.
+
+        Args:
+            needs: start what the service needs; otherwise `--no-deps`.
 
         Raises:
             CommandFailed: with what it wrote.
         """
-        self._meet_needs(name)
+        if needs:
+            self._meet_needs(name)
         service = self.project.services[name]
-        return self._call(service, self._command(service, command or service.command))
+        return self._call(service, self._command(service, command or service.command), stdin, stdout)
+
+    def execute(self, name: str, *command: str, stdin: BinaryIO | None = None, stdout: BinaryIO | None = None) -> str:
+        """`docker compose exec NAME COMMAND`, in a container that runs: without the entry point.
+
+        Raises:
+            CommandFailed: with what it wrote.
+        """
+        assert self.containers(name), f"{name} does not run"
+        service = self.project.services[name]
+        return self._call(service, [self.here(word, service) for word in command], stdin, stdout)
+
+    def set_up_again(self) -> None:
+        """The next `up` runs once more what runs once, as each `docker compose up` does."""
+        self._completed.clear()
 
     def start(self, name: str) -> Container:
         """Start one container, whatever it needs."""
@@ -138,7 +166,7 @@ class Site:
         """End it in that way, start its service again, and wait until that is well."""
         end(container)
         begun = self.start(container.service.name)
-        self._until_well(begun)
+        self.until_well(begun)
         return begun
 
     def address(self, name: str) -> str:
@@ -178,7 +206,11 @@ class Site:
                 self.run(needed)
                 self._completed.add(needed)
 
-    def _until_well(self, container: Container) -> None:
+    def until_well(self, container: Container) -> None:
+        """
+        Raises:
+            AssertionError: it ended, or its health check fails for too long; the message has what it wrote last.
+        """
         check = [self.here(word, container.service) for word in container.service.healthcheck]
         deadline = time.monotonic() + PATIENT_SECONDS
         while True:
@@ -189,13 +221,23 @@ class Site:
             assert time.monotonic() < deadline, f"not well within {PATIENT_SECONDS:.0f} s\n{container.words()}"
             time.sleep(0.5)
 
-    def _call(self, service: Service, command: Sequence[str]) -> str:
+    def _call(
+        self,
+        service: Service,
+        command: Sequence[str],
+        stdin: BinaryIO | None = None,
+        stdout: BinaryIO | None = None,
+    ) -> str:
+        environment = self._environment(service)
+        if service.name == "postgres":  # where programs find it there is no other
+            environment |= {"PGHOST": str(self._volume("postgres")), "PGPORT": str(self._port(service))}
         ended = subprocess.run(
             command,
-            env=self._environment(service),
+            env=environment,
             cwd=self._working_folder(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdin=stdin or subprocess.DEVNULL,
+            stdout=stdout or subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
             timeout=PATIENT_SECONDS,
@@ -203,7 +245,7 @@ class Site:
         )
         if ended.returncode:
             raise CommandFailed(f"{service.name} ended with {ended.returncode}\n{ended.stdout}\n{ended.stderr}")
-        return ended.stdout
+        return ended.stdout or ""
 
     def _command(self, service: Service, command: Sequence[str]) -> list[str]:
         return [self.here(word, service) for word in ("sh", "/opt/deploy/entrypoint.sh", *command)]
