@@ -1,8 +1,9 @@
 # One image for every service of docker-compose.yml but PostgreSQL: API, workers, MLflow, dashboard.
 FROM python:3.11.14-slim-trixie
 
-# Where torch comes from: PyTorch's builds for the CPU. docs/how-to/deploy.md says what to give for a GPU.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Where torch comes from; empty: where all else does, which on x86 is a build for CUDA of several GB.
+# docs/how-to/deploy.md says what to give for a build for the CPU.
+ARG TORCH_INDEX=
 
 ENV GIT_PYTHON_REFRESH=quiet \
     MPLCONFIGDIR=/tmp/matplotlib \
@@ -20,7 +21,7 @@ RUN groupadd --gid 10001 sweeps \
 WORKDIR /src
 COPY constraints.txt ./
 RUN grep '^torch==' constraints.txt > torch.txt \
-    && pip install --no-deps --index-url "$TORCH_INDEX" --requirement torch.txt
+    && pip install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --requirement torch.txt
 
 COPY pyproject.toml README.md ./
 COPY model model

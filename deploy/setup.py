@@ -12,15 +12,23 @@ import sys
 import optuna
 import requests
 
-from sweeps.errors import SweepError
+from sweeps.errors import DatabaseOutdated, SweepError
 from sweeps.store import Store, alone, engine_options
 
 ACCOUNT = "sweeps"
+UPGRADE = "docker compose run --rm --no-deps api sweeps db upgrade"
 
 
 def make_tables(database: str) -> None:
-    """Ours and Optuna's: the dashboard may make none."""
-    store = Store(database)
+    """Ours and Optuna's: the dashboard may make none.
+
+    Raises:
+        DatabaseOutdated: they are there, and an older version's.
+    """
+    try:
+        store = Store(database)
+    except DatabaseOutdated as old:
+        raise DatabaseOutdated(old.url, old.revision, old.needed, UPGRADE) from None
     store.close()
     with alone(store.url):
         optuna.storages.RDBStorage(store.url, engine_kwargs=engine_options(store.url)).engine.dispose()

@@ -8,10 +8,10 @@ import sys
 
 from pydantic import ValidationError
 
-from model.commands import check, diagnose, from_landmarks, generate, overfit, pack, range_test, train
+from model.commands import check, decode, diagnose, export, from_landmarks, generate, overfit, pack, range_test, train
 from model.commands.options import OneLineParser
 
-COMMANDS = (check, train, diagnose, overfit, range_test, pack, generate, from_landmarks)
+COMMANDS = (check, train, diagnose, decode, export, overfit, range_test, pack, generate, from_landmarks)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ def written_aside(path: Path, keep: Path | None = None) -> Iterator[IO[bytes]]:
     for leftover in path.parent.glob(f".{path.name}.*.part"):
         if not _alive(leftover):
             leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")  # hidden, and not one process's work in another's file
+    # Hidden, and not one thread's work in another's file.
+    aside = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.part")
     try:
         with aside.open("wb") as file:
             yield file

@@ -39,7 +39,7 @@ def parse(text: str) -> tuple[Milestone, ...]:
     """
     if text.strip() == "none":
         return ()
-    found: list[Milestone] = []
+    found: dict[int | None, Milestone] = {}
     for part in text.split(","):
         epoch, _, wer = (each.strip() for each in part.partition(":"))
         try:
@@ -53,10 +53,10 @@ def parse(text: str) -> tuple[Milestone, ...]:
             raise ValueError(f"milestone {part.strip()!r}: the WER is a fraction above 0 up to 1, or a percentage")
         if milestone.epoch is not None and milestone.epoch < 1:
             raise ValueError(f"milestone {part.strip()!r}: the first epoch is 1")
-        if milestone.epoch in [m.epoch for m in found]:
+        if milestone.epoch in found:
             raise ValueError(f"milestone {part.strip()!r}: there are two for this epoch; leave one out")
-        found.append(milestone)
-    return tuple(sorted(found, key=lambda m: (m.epoch is None, m.epoch)))
+        found[milestone.epoch] = milestone
+    return tuple(sorted(found.values(), key=lambda m: (m.epoch is None, m.epoch)))
 
 
 def written(milestones: Sequence[Milestone]) -> str:

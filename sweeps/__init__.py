@@ -1,4 +1,6 @@
-"""Hyperparameter sweeps for CTC sequence models. `Client` asks a server; `connect` a database as well."""
+"""Hyperparameter sweeps for CTC sequence models. `Client` asks a server; `connect` a database as well; `load` reads one
+sweep into data frames.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sweeps.client import Client
     from sweeps.connect import connect
+    from sweeps.frames import load
 
-__all__ = ["Client", "connect"]
+__all__ = ["Client", "connect", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -21,4 +24,8 @@ def __getattr__(name: str) -> object:
         from sweeps.connect import connect
 
         return connect
+    if name == "load":
+        from sweeps.frames import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,24 @@ from sweeps import shadows
 
 with shadows.explained():
     from model.corpus.annotations import CorpusError
-    from sweeps.commands import create, db, doctor, mirror, run, serve, show, token, ui, verbs, work
+    from sweeps.commands import (
+        compare,
+        create,
+        db,
+        doctor,
+        mirror,
+        report,
+        run,
+        serve,
+        show,
+        status,
+        token,
+        trials,
+        ui,
+        verbs,
+        watch,
+        work,
+    )
     from sweeps.errors import SweepError
     from tracking.server import ServerDidNotStart
     from tracking.writer import TrackingRefused, TrackingUnavailable
@@ -25,7 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    *(run.run, create.create, work.work, ui.ui, show.show, mirror.mirror),
+    *(run.run, create.create, work.work, ui.ui),
+    *(status.status, trials.trials, show.show, watch.watch, compare.compare, report.report, mirror.mirror),
     *(verbs.pause, verbs.resume, verbs.stop, verbs.cancel, verbs.enqueue, verbs.delete),
     *(serve.serve, token.actions, doctor.doctor),
 )

@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 TRIES = 5
 """Of a request that got no answer. Each can be made twice: the second changes nothing."""
+PATIENCE_SECONDS = 300.0
+"""How long whoever waits for a sweep waits for a server that is not there."""
 FIRST_PAUSE_SECONDS = 0.3
 """Between two tries; doubled each time. Where the server says how long it wants, that, up to the longest."""
 LONGEST_PAUSE_SECONDS = 10.0
@@ -163,17 +165,19 @@ class Client(Sweeps):
         body = {"values": dict(values), "name": trial_name}
         return self._ask(TrialRow, "POST", _path(name, "trials"), body=body)
 
-    def delete(self, name: str, *, keep_mlflow: bool = False) -> None:
-        self.sweep(name)  # once it was there, a second try that does not find it is none
+    def delete(self, name: str, *, keep_mlflow: bool = False, created_at: float | None = None) -> None:
+        if created_at is None:
+            created_at = self.sweep(name).sweep.created_at
         try:
-            self._send("DELETE", _path(name), {"keep_mlflow": keep_mlflow})
-        except SweepNotFound:
+            self._send("DELETE", _path(name), {"keep_mlflow": keep_mlflow, "created_at": created_at})
+        except SweepNotFound:  # it was there: an earlier try has deleted it
             return
 
     def live(self, name: str, *, after: int | None = None) -> Iterator[Change]:
-        """As `Sweeps.live`; a connection that breaks is made again and nothing is missed."""
-        tries = 0
+        """As `Sweeps.live`; a connection that breaks is made again, for `PATIENCE_SECONDS`, and nothing is missed."""
+        tries, heard_at = 0, time.monotonic()
         while True:
+            begun_at = time.monotonic()
             try:
                 query = {} if after is None else {"after": after}
                 timeout = httpx.Timeout(self._seconds, read=SILENCE_SECONDS)
@@ -190,16 +194,27 @@ class Client(Sweeps):
                             if kind == "gone":
                                 raise SweepNotFound(name)
                             change = self._read(Change, data)
-                            after, tries = change.id, 0
+                            after, heard_at = change.id, time.monotonic()
                             yield change
                         failed, pause = ServerUnavailable(self.server, "it ends live connections"), _pause(None, tries)
             except httpx.TransportError as error:
                 failed = ServerUnavailable(self.server, f"{type(error).__name__}: {error}")
                 pause = _pause(None, tries)
-            tries += 1
-            if tries == TRIES:
+            if time.monotonic() - heard_at > PATIENCE_SECONDS:
                 raise failed
+            tries = 0 if time.monotonic() - begun_at > LONGEST_PAUSE_SECONDS else tries + 1
             time.sleep(pause)
+
+    def wait(self, name: str, timeout: float = float("inf")) -> SweepStatus:
+        """As `Sweeps.wait`; a server that is started anew meanwhile is waited for, for `PATIENCE_SECONDS`."""
+        deadline, heard_at = time.monotonic() + timeout, time.monotonic()
+        while True:
+            try:
+                return super().wait(name, deadline - time.monotonic())
+            except ServerUnavailable:
+                now = time.monotonic()
+                if now > deadline or now - heard_at > PATIENCE_SECONDS:
+                    raise
 
     def actions(self, *, after: int = 0, limit: int = PAGE) -> list[ActionRow]:
         return self._ask(list[ActionRow], "GET", "/actions", {"after": after, "limit": limit})

@@ -47,13 +47,13 @@ def connect(
         return
     where = find_home(None if home is None else Path(home))
 
-    def delete_experiment(of: SweepRow) -> None:
+    def delete_experiment(of: SweepRow, run_id: str | None) -> None:
         if of.experiment_id is None:
             return
         from tracking import mlflow_writer
 
         with tracking_server(where, server_of(of, tracking_uri, where)) as tracking:
-            mlflow_writer.delete_experiment(tracking.uri, of.experiment_id)
+            mlflow_writer.delete_experiment(tracking.uri, of.experiment_id, of.name, run_id)
 
     with closing(load_home_store(where, database)) as store:
         yield SweepService(

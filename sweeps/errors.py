@@ -13,10 +13,15 @@ class SweepError(Exception):
     """An expected error: printed without a traceback."""
 
 
+class SpecError(SweepError):
+    """A spec that cannot be run; says where, what and how to mend it."""
+
+
 class DatabaseUnavailable(SweepError):
     """The database cannot be opened, or was lost. The transaction in hand was rolled back and can be tried again."""
 
     def __init__(self, url: str, why: str) -> None:
+        self.why = why
         super().__init__(f"database {url} cannot be used ({why}): check its address and that it runs, or name another")
 
 
@@ -133,6 +138,13 @@ class TrialsSpent(SweepError):
 
     def __init__(self, sweep: str, trials: int) -> None:
         super().__init__(f"sweep {sweep!r} has all {trials} trials of its budget: raise budget.trials to add one")
+
+
+class TrialExists(SweepError):
+    """A trial of that name was made with other values."""
+
+    def __init__(self, sweep: str, trial: str) -> None:
+        super().__init__(f"sweep {sweep!r} has a trial {trial!r} with other values: choose another name, or none")
 
 
 class NothingToDo(SweepError):

@@ -33,6 +33,10 @@ class Created:
     notes: tuple[str, ...]
     """What the corpus left out, and what in the spec will probably disappoint; a sentence each."""
 
+    @property
+    def name(self) -> str:
+        return self.sweep.sweep.name
+
 
 @dataclass(frozen=True)
 class Best:
@@ -155,8 +159,11 @@ class Sweeps(Protocol):
         """
         ...
 
-    def delete(self, name: str, *, keep_mlflow: bool = False) -> None:
+    def delete(self, name: str, *, keep_mlflow: bool = False, created_at: float | None = None) -> None:
         """Remove a sweep with its rows, checkpoints and pictures, and its MLflow experiment unless that is kept.
+
+        Args:
+            created_at: only the sweep that was made then, and not a later one of that name.
 
         Raises:
             SweepBusy: a process works on it.

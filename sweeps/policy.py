@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from sweeps.spec import CorpusSpec, SpecError, SweepSpec
+from model.corpus.annotations import CorpusError, locate
+from model.corpus.packed import is_packed
+from sweeps.errors import SpecError
+from sweeps.spec import CorpusSpec, SweepSpec
 
 PLACES = ("path", "annotations", "vocabulary")
+LONGEST_PATH = 4_096
+"""Each of its parts is looked at."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +26,8 @@ class Policy:
     """Folders below which every corpus must lie, with all that belongs to it."""
     trainers: Mapping[str, str] = field(default_factory=dict)
     """Trainers beside the built-in one by the names that a request may use: `FILE.py:NAME` or `package.module:NAME`."""
-    most_generated: int = 5_000
-    """Sentences of a generated corpus."""
+    most_generated: int = 5_000 * 225
+    """Sentences of a generated corpus, times its width: half a gigabyte."""
 
     def admitted(self, spec: SweepSpec) -> SweepSpec:
         """The spec with every path in full.
@@ -48,18 +54,44 @@ class Policy:
 
     def _corpus(self, corpus: CorpusSpec) -> CorpusSpec:
         made = corpus.generated
-        if made is not None and made.train + made.dev + made.test > self.most_generated:
+        if made is not None and (made.train + made.dev + made.test) * made.width > self.most_generated:
             raise SpecError(
-                f"corpus.generated: {made.train + made.dev + made.test} sentences are more than this server generates "
-                f"({self.most_generated}); ask for fewer, or put the corpus below one of its roots"
+                f"corpus.generated: {made.train + made.dev + made.test} sentences of width {made.width} are more than "
+                f"this server generates ({self.most_generated // made.width}); ask for fewer, or put the corpus below "
+                "one of its roots"
             )
         given = {name: getattr(corpus, name) for name in PLACES}
-        return corpus.model_copy(update={k: self._below_a_root(p, k) for k, p in given.items() if p is not None})
+        found = {name: self._below_a_root(path, name) for name, path in given.items() if path is not None}
+        if "path" in found and found["path"].is_dir() and not is_packed(found["path"]) and "annotations" not in found:
+            root = next(root for root in self._roots() if found["path"].is_relative_to(root))
+            try:  # here, as the loader would look above the root as well
+                found["annotations"] = locate(found["path"], None, within=root)[1]
+            except CorpusError as error:
+                raise SpecError(f"corpus: {error}") from None
+        for place in found.values():
+            self._check_links(place)
+        return corpus.model_copy(update=found)
+
+    def _roots(self) -> list[Path]:
+        return [root.resolve() for root in self.corpus_roots]
+
+    def _check_links(self, place: Path) -> None:
+        """
+        Raises:
+            SpecError: something in it is a link that leads out of the roots.
+        """
+        roots = self._roots()
+        for folder, folders, files in os.walk(place):
+            for name in (*folders, *files):
+                path = Path(folder, name)
+                if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in roots):
+                    raise SpecError(
+                        f"corpus: {name!r} in it is a link that leads out of the corpus roots of this server"
+                    )
 
     def _below_a_root(self, path: Path, name: str) -> Path:
         """A relative path is meant below a root. Links are followed: what counts is where the files are."""
-        for root in self.corpus_roots:
-            home = root.resolve()
+        for home in self._roots() if len(str(path)) <= LONGEST_PATH else ():
             try:
                 found = (home / path).resolve()
                 if found.is_relative_to(home) and found.exists():

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from model.diagnosis import Judgement, counted, judge
+from model.diagnosis import Judgement, judge
 from sweeps import preparing
-from sweeps.errors import DatabaseOutdated, NoProposal, NothingToDo, SweepError, SweepExists, SweepNotFound
+from sweeps.errors import (
+    DatabaseOutdated,
+    NoProposal,
+    NothingToDo,
+    SweepError,
+    SweepExists,
+    SweepNotFound,
+    TrialExists,
+    WrongState,
+)
 from sweeps.interface import LOOK_SECONDS, PAGE, Best, Change, Created, Spec, Sweeps
-from sweeps.keeper import STALE_SECONDS, end_if_over, has_work
+from sweeps.keeper import end_if_over, has_work, holding
 from sweeps.policy import Policy
-from sweeps.processes import is_gone, is_known_dead, this_runner
+from sweeps.processes import is_gone, this_runner
 from sweeps.records import (
     ActionRow,
     DecisionRow,
@@ -35,6 +46,7 @@ from sweeps.store import Store, without_password
 from sweeps.study import Study
 from sweeps.summary import Conclusions, command_of, conclusions, config_of, program, shell_line
 from tracking.links import without_credentials
+from tracking.writer import TrackingRefused, TrackingUnavailable
 
 
 def proposal_of(sweep: SweepRow) -> dict[str, float]:
@@ -80,27 +92,43 @@ def sweeps_named(store: Store, names: Sequence[str]) -> list[SweepRow]:
 
 
 def delete(
-    store: Store, name: str, home: Home, checkpoints: Path | None, delete_experiment: Callable[[SweepRow], None]
+    store: Store, sweep: SweepRow, home: Home, checkpoints: Path | None, delete_experiment: DeleteExperiment
 ) -> None:
-    """Remove a sweep: its rows, its Optuna study, its checkpoints and pictures, and its experiment. Done again after a
-    crash it goes on.
-
-    Args:
-        delete_experiment: removes what MLflow has of it; called once nobody works on the sweep any more.
+    """Remove a sweep: its experiment, its Optuna study, its checkpoints and pictures, its rows. Where the experiment
+    cannot be removed the sweep is as it was; after a crash it is DELETING, and deleted when that is asked again.
 
     Raises:
-        SweepBusy: a process works on it.
+        SweepBusy: a process works on it, or deletes it.
+        SweepError: MLflow did not remove the experiment.
     """
-    sweep = find_sweep(store, name)
-    if sweep.runner is not None and sweep.runner.yields == 0:
-        store.take_runner(sweep.id, this_runner(), STALE_SECONDS, is_known_dead)  # refused while it is run
-    store.begin_delete(sweep.id, lambda worker: is_gone(worker.host, worker.pid, worker.process_started))
-    delete_experiment(sweep)
-    with closing(Study(store.url, spec_of(sweep))) as study:
-        study.delete()
-    for folder in ((checkpoints or home.checkpoints) / name, home.pictures(name), home.logs(name)):
-        shutil.rmtree(folder, ignore_errors=True)
-    store.delete_sweep(sweep.id)  # last: what comes before can be done again
+    me = this_runner()
+    alone = replace(
+        me, id=f"delete-{uuid4().hex}-{me.id.rpartition('-')[2]}"
+    )  # not even another thread of this process
+    with holding(store, sweep, alone):
+        before = store.begin_delete(sweep.id, lambda worker: is_gone(worker.host, worker.pid, worker.process_started))
+        try:
+            shipped = [trial.run_id for trial in store.trials(sweep.id) if trial.run_id is not None]
+            delete_experiment(sweep, shipped[-1] if shipped else None)
+        except BaseException as error:
+            store.end_delete(sweep.id, before)
+            if isinstance(error, TrackingUnavailable | TrackingRefused):
+                raise SweepError(f"sweep {sweep.name!r} is not deleted: {error}") from error
+            raise
+        with closing(Study(store.url, spec_of(sweep))) as study:
+            study.delete()
+        for folder in (
+            (checkpoints or home.checkpoints) / sweep.name,
+            home.pictures(sweep.name),
+            home.logs(sweep.name),
+        ):
+            shutil.rmtree(folder, onerror=_stays)
+        store.delete_sweep(sweep.id)  # last: what comes before can be done again
+
+
+def _stays(function: object, path: str, why: Any) -> None:
+    if not isinstance(why[1], FileNotFoundError):
+        log.warning("%s stays there: %s", path, why[1])
 
 
 def find_trial(store: Store, path: str) -> tuple[SweepRow, TrialRow]:
@@ -164,6 +192,12 @@ def _command(home: Home, database: str | None, *words: str) -> list[str]:
     return command
 
 
+log = logging.getLogger(__name__)
+
+DeleteExperiment = Callable[[SweepRow, str | None], None]
+"""Removes the experiment of a sweep from MLflow, if the run of that id is in it; None: if it has the sweep's name."""
+
+
 @dataclass(frozen=True)
 class SweepService(Sweeps):
     """The sweeps of one database; see `Sweeps` for what can be asked."""
@@ -174,7 +208,7 @@ class SweepService(Sweeps):
     """Who asks."""
     policy: Policy | None = None
     """What may be named from outside. None: whoever asks is at this machine, and may name anything."""
-    delete_experiment: Callable[[SweepRow], None] | None = None
+    delete_experiment: DeleteExperiment | None = None
     """Removes what MLflow has of a sweep; None where no server is known."""
     checkpoints: Path | None = None
     """Folder of the checkpoints, if not in home."""
@@ -244,7 +278,13 @@ class SweepService(Sweeps):
         sweep = find_sweep(self.store, name)
         if trials is not None:
             self._note("budget", name, {"trials": trials})
-            sweep = raise_budget(self.store, sweep, trials)
+            try:
+                self.store.raise_budget(sweep.id, trials)
+            except WrongState:
+                raise
+            except ValueError as error:
+                raise SpecError(str(error)) from None
+            sweep = find_sweep(self.store, name)
         if not has_work(sweep, self.store.trials(sweep.id)):
             raise NothingToDo(name)
         return self._step("resume", name, SweepState.RUNNING, "")
@@ -259,15 +299,20 @@ class SweepService(Sweeps):
         sweep = find_sweep(self.store, name)
         planned = planned_trial(spec_of(sweep), values, trial_name)
         self._note("enqueue", f"{name}/{planned.name}", {**planned.hyperparameters, **planned.overrides})
-        return self.store.trial(sweep.id, self.store.enqueue(sweep.id, planned))
+        trial = self.store.trial(sweep.id, self.store.enqueue(sweep.id, planned))
+        if (trial.hyperparameters, trial.overrides) != (planned.hyperparameters, planned.overrides):
+            raise TrialExists(name, planned.name)
+        return trial
 
-    def delete(self, name: str, *, keep_mlflow: bool = False) -> None:
+    def delete(self, name: str, *, keep_mlflow: bool = False, created_at: float | None = None) -> None:
         sweep = find_sweep(self.store, name)
+        if created_at is not None and sweep.created_at != created_at:
+            raise SweepNotFound(name)
         remove = None if keep_mlflow or sweep.experiment_id is None else self.delete_experiment
         if remove is None and sweep.experiment_id is not None and not keep_mlflow:
             raise SweepError(f"sweep {name!r} is in an MLflow that is not known here: keep that, or name the server")
         self._note("delete", name)
-        delete(self.store, name, self.home, self.checkpoints, remove or (lambda sweep: None))
+        delete(self.store, sweep, self.home, self.checkpoints, remove or (lambda sweep, run_id: None))
 
     def live(self, name: str, *, after: int | None = None) -> Iterator[Change]:
         watch = Watch(self.store, name, after)
@@ -340,7 +385,7 @@ class Watch:
             SweepNotFound: it was deleted.
         """
         found = self._store.statuses(self._name)
-        if not found or found[0].sweep.id != self._sweep.id:
+        if not found or (found[0].sweep.id, found[0].sweep.created_at) != (self._sweep.id, self._sweep.created_at):
             raise SweepNotFound(self._name)
         events = self._store.events(self._sweep.id, self._last, PAGE)
         self._last = events[-1].id or self._last if events else self._last
@@ -354,21 +399,9 @@ class Watch:
         if said != self._said:
             changes.append(Change("status", status, self._last))
         self._said = said
-        self.over = status.sweep.state.terminal and not changed and len(events) < PAGE
+        ended = status.sweep.state.terminal and status.sweep.state is not SweepState.DELETING
+        self.over = ended and not changed and len(events) < PAGE
         return changes
-
-
-def raise_budget(store: Store, sweep: SweepRow, trials: int) -> SweepRow:
-    """The sweep with so many trials in its budget.
-
-    Raises:
-        SpecError: fewer than it has already.
-    """
-    known = len(store.trials(sweep.id))
-    if trials < max(known, 1):
-        raise SpecError(f"trials: {trials}: the sweep has {counted(known, 'trial')} already; give no less")
-    store.update_budget(sweep.id, {**sweep.budget, "trials": trials})
-    return find_sweep(store, sweep.name)
 
 
 def planned_trial(spec: SweepSpec, values: Mapping[str, Any], name: str | None = None) -> PlannedTrial:

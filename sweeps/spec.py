@@ -20,12 +20,8 @@ from model import milestones
 from model.corpus.data import CorpusConfig
 from model.corpus.synthetic import GeneratedConfig
 from model.types import Hyperparameters, TrainingConfig, mixed_seed
-from sweeps.errors import SweepError
+from sweeps.errors import SpecError as SpecError
 from sweeps.records import SweepRow
-
-
-class SpecError(SweepError):
-    """A spec that cannot be run; says where, what and how to mend it."""
 
 
 class Section(BaseModel):
@@ -335,7 +331,7 @@ class SweepSpec(Section):
     corpus: CorpusSpec
     trainer: TrainingConfig = TrainingConfig()
     space: SearchSpace = SearchSpace()
-    first_trials: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    first_trials: dict[str, dict[str, Any]] = Field(default_factory=dict, max_length=1_000)
     seed: int = Field(0, ge=0, lt=2**32)
     range_test: bool = Field(True, description="find the learning rates worth trying, before the first trial")
     sampler: Sampler = Sampler()
@@ -345,6 +341,7 @@ class SweepSpec(Section):
     workers: int = Field(1, ge=1, le=64)
     milestones: str = Field(
         milestones.written(milestones.DEFAULT),
+        max_length=2_000,
         description="WERs hoped for, EPOCH:WER,...: `sweeps show` has what was met",
     )
 
@@ -573,14 +570,14 @@ def _check_harmless(text: str) -> None:
     # One by one: what follows the first that is refused is not read.
     for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"an alias (*{_cut(event.anchor)}); write the value out")
+            raise ValueError(f"an alias (*{_cut(str(event.anchor))}); write the value out")
         if isinstance(event, yaml.CollectionStartEvent | yaml.ScalarEvent) and event.tag is not None:
             raise ValueError(f"a tag ({_cut(event.tag)}); leave it out")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
             raise ValueError("nested too deeply; a spec has three levels")
         if isinstance(event, yaml.ScalarEvent) and event.style is None and len(event.value) > LONGEST_NUMBER:
-            raise ValueError(f"{_cut(event.value)}: more than {LONGEST_NUMBER} characters without quotes")
+            raise ValueError(f"more than {LONGEST_NUMBER} characters without quotes: {_cut(event.value)}")
         if count > MOST_NODES:
             raise ValueError(f"more than {MOST_NODES} values; a spec has some hundred")
 

@@ -11,6 +11,7 @@ Where two rows are locked, the sweep's comes before the trial's.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import sqlite3
@@ -46,6 +47,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from model.types import EpochReport
 from sweeps import migrations, tables
@@ -83,6 +85,8 @@ from sweeps.records import (
 from sweeps.states import SweepState, TrialState
 from sweeps.tables import actions, decisions, epochs, events, now, sweeps, tokens, trials, workers
 
+log = logging.getLogger(__name__)
+
 __all__ = [
     "Claim",
     "DecisionRow",
@@ -112,17 +116,20 @@ _PRAGMAS = (
 )
 # PostgreSQL's classes of errors that pass: connection, conflict, resources, an operator's doing; and a server that is
 # a standby still.
-_AWAY_CLASSES = ("08", "40", "53", "57")
+_AWAY_CLASSES = ("08", "40", "53", "55", "57")
 _READ_ONLY = "25006"
 _SESSION = {
     "idle_in_transaction_session_timeout": 30_000,
+    "lock_timeout": 30_000,
     "tcp_keepalives_idle": 10,
     "tcp_keepalives_interval": 5,
     "tcp_keepalives_count": 3,
 }
 _UPGRADE_LOCK = 0x73776565_70730001  # PostgreSQL's advisory lock of the schema upgrade: "sweeps", 1
+_EVENTS_LOCK = 0x73776570  # and one of the order of a sweep's events: "swep", its id
 _EPOCHS_AT_ONCE = _TRIALS_AT_ONCE = 1_000
 RANGE_TEST_RUN = "range_test_run"  # the fact that holds its run
+_MEMORIES = 8  # sweeps of which a store remembers what it has read
 _USED_SECONDS = 60.0  # how exactly a token's last use is known
 _FORGET_SECONDS = 7 * 86_400.0  # a worker that was not seen for so long
 
@@ -175,6 +182,8 @@ def database_errors(url: str) -> Iterator[None]:
     """Errors that say that the database is away become `DatabaseUnavailable`."""
     try:
         yield
+    except PoolTimeout:
+        raise DatabaseUnavailable(make_url(url).render_as_string(), "every connection is in use") from None
     except DBAPIError as error:
         state = getattr(error.orig, "sqlstate", None) or ""
         away = state[:2] in _AWAY_CLASSES or state == _READ_ONLY
@@ -224,7 +233,7 @@ class Store:
         address = database_url(url)
         self.url = address.render_as_string(hide_password=False)
         self._engine = create_engine(address, **engine_options(self.url))
-        self._memory = _Memory()
+        self._memories: dict[tuple[int, float], _Memory] = {}
         try:
             if self._engine.name == "sqlite":
                 Path(address.database or "").parent.mkdir(parents=True, exist_ok=True)
@@ -308,6 +317,25 @@ class Store:
         with self._read() as connection:
             return [_sweep_row(row) for row in connection.execute(select(sweeps).order_by(sweeps.c.id))]
 
+    def raise_budget(self, sweep_id: int, trials: int) -> None:
+        """The budget has so many trials from now on.
+
+        Raises:
+            WrongState: the sweep cannot go on.
+            ValueError: it has more already.
+        """
+        with self._write() as connection:
+            sweep = _lock_sweep(connection, sweep_id)
+            _check_goes_on(sweep)
+            last = connection.scalar(
+                select(func.max(tables.trials.c.number)).where(tables.trials.c.sweep_id == sweep_id)
+            )
+            known = 0 if last is None else int(last) + 1
+            if trials < max(known, 1):
+                raise ValueError(f"{trials} trials: the sweep has {known} already; give no less")
+            budget = {**sweep.budget, "trials": trials}
+            connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(budget=budget))
+
     def update_budget(self, sweep_id: int, budget: Mapping[str, Any]) -> None:
         _check_finite(budget=budget)
         self._update_sweep(sweep_id, budget=budget)
@@ -387,8 +415,8 @@ class Store:
             raise SweepNotFound(str(sweep_id))
         return SweepState(state)
 
-    def begin_delete(self, sweep_id: int, worker_is_dead: Callable[[WorkerRow], bool]) -> None:
-        """Nobody may claim from the sweep any more: it is about to be deleted.
+    def begin_delete(self, sweep_id: int, worker_is_dead: Callable[[WorkerRow], bool]) -> SweepState:
+        """The sweep is DELETING: nobody may claim from it, nor let it run. Returns the state that it was in.
 
         Raises:
             SweepBusy: a worker that may be alive holds one of its trials.
@@ -401,10 +429,18 @@ class Store:
                 if not worker_is_dead(worker):
                     silent = connection.execute(select(now())).scalar_one() - (worker.seen_at or 0.0)
                     raise SweepBusy(sweep.name, f"process {worker.pid} on {shown_host(worker.host)}", silent)
-            if not sweep.state.terminal:
-                values = {"state": SweepState.CANCELLED, "reason": "is being deleted", "finished_at": now()}
-                connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(**values))
-                _tell(connection, sweep_id, EventRow("cancelled", "is being deleted"))
+            if sweep.state != SweepState.DELETING:
+                deleting = update(sweeps).where(sweeps.c.id == sweep_id).values(state=SweepState.DELETING)
+                connection.execute(deleting)
+                _tell(connection, sweep_id, EventRow("deleting", "", data={"from": sweep.state.value}))
+            return SweepState(sweep.state)
+
+    def end_delete(self, sweep_id: int, state: SweepState) -> None:
+        """It is not deleted after all: back to the state that it was in."""
+        with self._write() as connection:
+            if _lock_sweep(connection, sweep_id).state == SweepState.DELETING:
+                connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(state=state))
+                _tell(connection, sweep_id, EventRow("not_deleted", "", data={"to": state.value}))
 
     def delete_sweep(self, sweep_id: int) -> None:
         """Remove the sweep with all its rows; nothing happens where it is gone."""
@@ -462,6 +498,7 @@ class Store:
 
         Raises:
             TrialsSpent: the budget has no trial left.
+            WrongState: the sweep cannot go on.
             ValueError: a number that is not finite.
         """
         _check_finite(hyperparameters=planned.hyperparameters, overrides=planned.overrides, facts=facts or {})
@@ -470,6 +507,7 @@ class Store:
             if facts:
                 together = {**sweep.facts, **facts}
                 connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(facts=together))
+            _check_goes_on(sweep)
             there = connection.scalar(
                 select(trials.c.number).where(trials.c.sweep_id == sweep_id, trials.c.name == planned.name)
             )
@@ -814,7 +852,7 @@ class Store:
                 some = behind[start : start + _TRIALS_AT_ONCE]
                 for trial_id, rows in _by_trial(connection, some, epochs.c.trial_id.in_(some)).items():
                     known[trial_id] = [row.report() for row in rows]
-        self._memory = replace(memory, curves=known)
+        self._remember(replace(memory, curves=known))
         return [(trial, known[trial.id]) for trial in memory.trials.values()]
 
     def trial(self, sweep_id: int, number_or_name: str | int) -> TrialRow:
@@ -830,7 +868,9 @@ class Store:
         if found:
             return found[0]
         with self._read() as connection:
-            sweep = connection.scalars(select(sweeps.c.name).where(sweeps.c.id == sweep_id)).one()
+            sweep = connection.scalar(select(sweeps.c.name).where(sweeps.c.id == sweep_id))
+            if sweep is None:  # it was deleted just now
+                raise SweepNotFound(str(sweep_id))
             names = connection.scalars(
                 select(trials.c.name).where(trials.c.sweep_id == sweep_id, trials.c.name.is_not(None))
             ).all()
@@ -948,8 +988,11 @@ class Store:
             return None
         token, time = TokenRow(*found[:-1]), found[-1]
         if sha256 is not None and time - (token.used_at or 0.0) > _USED_SECONDS:
-            with self._write() as connection:
-                connection.execute(update(tokens).where(tokens.c.name == token.name).values(used_at=now()))
+            try:
+                with self._write() as connection:
+                    connection.execute(update(tokens).where(tokens.c.name == token.name).values(used_at=now()))
+            except DatabaseUnavailable as error:  # full, or a standby: it can be looked at all the same
+                log.warning("%s; the use of a token is not noted", error)
         return token
 
     def revoke_token(self, name: str) -> TokenRow:
@@ -1159,13 +1202,20 @@ class Store:
     def _remembered(self, sweep: SweepRow) -> _Memory:
         """With every trial as it is now. A memory is never changed, only replaced: threads may share a store."""
         of = (sweep.id, sweep.created_at)  # SQLite gives the id of a deleted sweep to the next one
-        memory = self._memory if self._memory.of == of else _Memory(of)
+        memory = self._memories.get(of, _Memory(of))
         unread = max(memory.trials, default=-1) + 1
-        begin = min((trial.number for trial in memory.trials.values() if not trial.state.terminal), default=unread)
-        known = {number: trial for number, trial in memory.trials.items() if number < begin}
-        known |= {row.number: row for row in self._trials(trials.c.sweep_id == sweep.id, trials.c.number >= begin)}
-        memory = replace(memory, trials=known)
-        self._memory = memory
+        going_on = [trial.number for trial in memory.trials.values() if not trial.state.terminal]
+        if len(going_on) > _TRIALS_AT_ONCE:
+            unread, going_on = min(going_on), []
+        changed = or_(trials.c.number >= unread, trials.c.number.in_(going_on))
+        read = {row.number: row for row in self._trials(trials.c.sweep_id == sweep.id, changed)}
+        return self._remember(replace(memory, trials={**memory.trials, **read}))
+
+    def _remember(self, memory: _Memory) -> _Memory:
+        kept = {of: known for of, known in self._memories.items() if of != memory.of}
+        for oldest in list(kept)[: len(kept) + 1 - _MEMORIES]:
+            del kept[oldest]
+        self._memories = {**kept, memory.of: memory}
         return memory
 
     def _decisions(self, where: ColumnElement[bool]) -> list[DecisionRow]:
@@ -1177,7 +1227,7 @@ class Store:
 class _Memory:
     """What a store has read of one sweep and need not read again."""
 
-    of: tuple[int, float] | None = None
+    of: tuple[int, float]
     """The sweep's id, and when it was made."""
     trials: dict[int, TrialRow] = field(default_factory=dict)
     """By number."""
@@ -1339,6 +1389,15 @@ def _lock_sweep(connection: Connection, sweep_id: int) -> Row[Any]:
     return row
 
 
+def _check_goes_on(sweep: Row[Any]) -> None:
+    """
+    Raises:
+        WrongState: no trial of it will be trained any more.
+    """
+    if sweep.state != SweepState.RUNNING and not sweep.state.may_become(SweepState.RUNNING):
+        raise WrongState(f"sweep {sweep.name!r} is {sweep.state} and does not go on: make another one")
+
+
 def _budget_left(connection: Connection, sweep: Row[Any], more: int) -> bool:
     """Whether the (locked) sweep's hours are not spent and its epochs allow `more` of them."""
     hours, total = sweep.budget.get("hours"), sweep.budget.get("total_epochs")
@@ -1394,6 +1453,10 @@ def _of(claim: Claim, kind: str, text: str = "", **data: Any) -> EventRow:
 def _tell(connection: Connection, sweep_id: int, event: EventRow) -> None:
     values = {"sweep_id": sweep_id, "kind": event.kind, "text": event.text, "data": event.data}
     about = {"trial_number": event.trial_number, "attempt": event.attempt, "worker": event.worker}
+    if connection.dialect.name == "postgresql":
+        # Ids in the order of commits, else who reads from behind the last one misses those that commit late. It is the
+        # last lock that a transaction takes.
+        connection.execute(select(func.pg_advisory_xact_lock(_EVENTS_LOCK, sweep_id)))
     connection.execute(insert(events).values(**values, **about, at=now()))
 
 

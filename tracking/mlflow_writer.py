@@ -73,8 +73,12 @@ def open_experiment(tracking_uri: str, name: str, known_as: str | None = None) -
     return _MlflowExperiment(client, tracking_uri, tracking, str(experiment.experiment_id))
 
 
-def delete_experiment(tracking_uri: str, experiment_id: str) -> None:
+def delete_experiment(tracking_uri: str, experiment_id: str, name: str, run_id: str | None) -> None:
     """Move an experiment to MLflow's bin, from which it can be restored; nothing happens where it is there or gone.
+
+    Args:
+        name: what it is called.
+        run_id: one of its runs, if there is any: another server may have another experiment of that id and name.
 
     Raises:
         TrackingUnavailable: the server or the database cannot be reached.
@@ -84,6 +88,12 @@ def delete_experiment(tracking_uri: str, experiment_id: str) -> None:
         client = MlflowClient(tracking_uri)
         try:
             experiment = client.get_experiment(experiment_id)
+            ours = experiment.name == name and (
+                run_id is None or client.get_run(run_id).info.experiment_id == experiment_id
+            )
+            if experiment.lifecycle_stage == "active" and not ours:
+                shown = without_credentials(tracking_uri)
+                raise TrackingRefused(f"MLflow at {shown}: experiment {experiment_id} is not that of {name!r}")
             if experiment.lifecycle_stage == "active":
                 # What is in the bin keeps its name: another sweep of that name could have no experiment.
                 now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")

@@ -17,8 +17,11 @@ class CorpusError(ValueError):
     """The corpus breaks a rule; the message names the file, the value, the rule and the way out."""
 
 
-def locate(corpus: Path, annotations: Path | None) -> tuple[Path, Path]:
+def locate(corpus: Path, annotations: Path | None, *, within: Path | None = None) -> tuple[Path, Path]:
     """The folder of train/ dev/ test/ and the folder of the CSVs, looked for where `annotations` is None.
+
+    Args:
+        within: a folder, in full, above which nothing is looked for.
 
     Raises:
         CorpusError: one of them is not there, or several hold a train*.csv.
@@ -37,6 +40,8 @@ def locate(corpus: Path, annotations: Path | None) -> tuple[Path, Path]:
             raise CorpusError(f"{annotations}: there is no such folder; name the one that holds the CSVs")
         return folder, annotations.resolve()
     for place in (folder, *folder.parents[:3]):
+        if within is not None and not place.is_relative_to(within):
+            break
         for pattern in ("annotations", "annotations/manual", "raw_data/*/annotations/manual"):
             found_in = [p for p in sorted(place.glob(pattern)) if any(p.glob("train*.csv"))]
             if len(found_in) > 1:

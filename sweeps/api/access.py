@@ -17,6 +17,9 @@ from sweeps.records import Scope
 from sweeps.store import Store
 from sweeps.tokens import sha256_of
 
+PROXIED = {"forwarded", "x-forwarded-for", "via"}
+"""What a proxy adds: whoever comes through one is not at this machine, though the proxy is."""
+
 bearer = HTTPBearer(auto_error=False, description="`sweeps token create` makes one")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
@@ -53,8 +56,8 @@ class Access:
             Refusal: 401, 403 or 429.
         """
         address = request.client.host if request.client else "?"
-        if not self.required and credentials is None:
-            self.count(request)
+        if not self.required and credentials is None and PROXIED.isdisjoint(request.headers.keys()):
+            self._count(self._rate, address)
             return Asker(f"somebody at {address}", lambda: True)
         if credentials is None:
             raise _unknown(
@@ -70,14 +73,6 @@ class Access:
         if scope == "operate" and token.scope != "operate":
             raise Refusal(403, "read-only", f"token {token.name!r} may only read: ask with one whose scope is operate")
         return Asker(f"token {token.name}", lambda: self._store.good_token(digest) is not None)
-
-    def count(self, request: Request) -> None:
-        """One more request of an address that need not say who it is.
-
-        Raises:
-            Refusal: 429.
-        """
-        self._count(self._rate, request.client.host if request.client else "?")
 
     def _count(self, rate: RateLimitItem, key: str) -> None:
         if not self._limiter.hit(rate, key):
@@ -99,11 +94,6 @@ def _unknown(detail: str) -> Refusal:
 def reader(request: Request, credentials: Credentials) -> Asker:
     access: Access = request.app.state.access
     return access.check(request, credentials, "read")
-
-
-def anybody(request: Request) -> None:
-    access: Access = request.app.state.access
-    access.count(request)
 
 
 def operator(request: Request, credentials: Credentials) -> Asker:

@@ -10,10 +10,12 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from sweeps.api import problems
-from sweeps.api.access import Access, anybody, reader
+from sweeps.api.access import Access, reader
 from sweeps.api.gate import Gate
 from sweeps.api.live import Streams
 from sweeps.api.metrics import Requests, SweepsCollector
+from sweeps.api.ready import Ready
+from sweeps.api.remembered import Remembered
 from sweeps.api.routes import router
 from sweeps.service import SweepService
 
@@ -34,6 +36,7 @@ def make_app(service: SweepService, access: Access, hosts: Collection[str]) -> F
     )
     app.state.service, app.state.access = service, access
     app.state.preparing, app.state.streams = threading.Semaphore(MOST_PREPARING), Streams()
+    app.state.remembered = Remembered()
     registry = CollectorRegistry()
     registry.register(SweepsCollector(service.store))
     problems.install(app)
@@ -50,10 +53,12 @@ def make_app(service: SweepService, access: Access, hosts: Collection[str]) -> F
         """
         return {"status": "alive"}
 
-    @app.get("/readyz", dependencies=[Depends(anybody)], include_in_schema=False)
+    ready = Ready(service.store)
+
+    @app.get("/readyz", include_in_schema=False)
     def readyz() -> dict[str, str]:
         """The database can be written."""
-        service.store.check_writable()
+        ready.look()
         return {"status": "ready"}
 
     @app.get("/metrics", dependencies=[Depends(reader)], include_in_schema=False)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sweeps.api.problems import problem
+from sweeps.api.problems import HEADERS, problem
 
 MOST_BYTES = 1 << 20
 LONGEST_PATH = 2_000
 SAFE = ("GET", "HEAD", "OPTIONS")
-
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
+BODY_SECONDS = 30.0
 
 
 class Gate:
@@ -56,10 +52,14 @@ class Gate:
             await refuse(414, "path-too-long", f"a path may have {LONGEST_PATH} characters")
             return
         origin = headers.get("origin")
-        if scope["method"] not in SAFE and origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        if scope["method"] not in SAFE and origin is not None and _place(origin) != headers.get("host"):
             await refuse(403, "other-site", f"a page of {origin[:200]} may not ask for changes here")
             return
-        body = await self._body(headers, receive)
+        try:
+            body = await self._body(headers, receive)
+        except TimeoutError:
+            await refuse(408, "too-slow", f"a request may take {BODY_SECONDS:.0f} s to arrive")
+            return
         if body is None:
             await refuse(413, "too-large", f"a request may have {self._most_bytes} bytes")
             return
@@ -82,13 +82,21 @@ class Gate:
         announced = headers.get("content-length", "0")
         if not announced.isdecimal() or int(announced[:20]) > self._most_bytes:
             return None
-        body, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return body
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self._most_bytes:
-                return None
-        return body
+        body, more = bytearray(), True
+        async with asyncio.timeout(BODY_SECONDS):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    break
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > self._most_bytes:
+                    return None
+        return bytes(body)
+
+
+def _place(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None

@@ -23,6 +23,13 @@ from tracking.writer import TrackingRefused, TrackingUnavailable
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+"""Of every answer."""
+
 RETRY_SECONDS = 2
 LONGEST_DETAIL = 8_000
 
@@ -32,6 +39,7 @@ STATUS: Mapping[type[Exception], int] = {
     errors.SpecChanged: 409,
     errors.TrainerChanged: 409,
     errors.SweepExists: 409,
+    errors.TrialExists: 409,
     errors.SweepBusy: 409,
     errors.NothingToDo: 409,
     errors.TrialsSpent: 409,
@@ -150,4 +158,5 @@ def _http(request: Request, error: Exception) -> JSONResponse:
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     """Its text stays in the log: it may name what a client should not see."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return problem(500, "internal-error", "the server met a fault of its own; its log has more")
+    # With the headers: this answer is made outside of all middleware.
+    return problem(500, "internal-error", "the server met a fault of its own; its log has more", headers=HEADERS)

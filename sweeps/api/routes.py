@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sweeps.api.access import Asker, Operator, Reader, operator, reader
 from sweeps.api.live import Live
 from sweeps.api.problems import MEDIA_TYPE, Problem, Refusal
+from sweeps.api.remembered import Remembered
 from sweeps.interface import PAGE, Best, Created
 from sweeps.records import ActionRow, DecisionRow, EpochRow, EventRow, SweepStatus, TrialRow
 from sweeps.service import SweepService, Watch
@@ -18,7 +19,8 @@ from sweeps.states import TrialState
 from sweeps.summary import Conclusions
 
 MOST_ROWS = 2**31 - 1
-NAME = r"^[A-Za-z0-9._-]{1,64}$"
+NAME = r"^[^\x00-\x1f\x7f/]{1,200}$"
+"""What may be asked for; names that none has are among them, so that the nearest can be told."""
 
 SweepName = Annotated[str, Path(pattern=NAME, description="a sweep")]
 TrialName = Annotated[str, Path(pattern=NAME, description="a trial, by number or name")]
@@ -140,9 +142,10 @@ def best(name: SweepName, service: Reading) -> Best | None:
 
 
 @router.get("/sweeps/{name}/conclusions")
-def conclusions(name: SweepName, service: Reading) -> Conclusions:
+def conclusions(name: SweepName, service: Reading, request: Request) -> Conclusions:
     """What was learned about the parameters, and how often the rules were wrong."""
-    return service.conclusions(name)
+    remembered: Remembered = request.app.state.remembered
+    return remembered.conclusions(service, name)
 
 
 @router.get("/sweeps/{name}/events")
@@ -168,7 +171,9 @@ def live(
     known = request.headers.get("last-event-id", "")
     if known.isdecimal() and len(known) < 10:
         after = int(known)
-    return Live(request.app.state.streams, Watch(asked(request, asker).store, name, after), asker.still_may)
+    return Live(
+        request.app.state.streams, asker.actor, Watch(asked(request, asker).store, name, after), asker.still_may
+    )
 
 
 @router.post("/sweeps/{name}/pause")
@@ -196,9 +201,14 @@ def cancel(name: SweepName, service: Operating) -> SweepStatus:
 
 
 @router.delete("/sweeps/{name}", status_code=204)
-def delete(name: SweepName, service: Operating, keep_mlflow: bool = False) -> None:
+def delete(
+    name: SweepName,
+    service: Operating,
+    keep_mlflow: bool = False,
+    created_at: Annotated[float | None, Query(description="only the sweep that was made then")] = None,
+) -> None:
     """Remove a sweep with its rows, checkpoints and pictures, and its MLflow experiment unless that is kept."""
-    service.delete(name, keep_mlflow=keep_mlflow)
+    service.delete(name, keep_mlflow=keep_mlflow, created_at=created_at)
 
 
 @router.get("/actions", dependencies=[Depends(operator)])

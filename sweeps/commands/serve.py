@@ -58,8 +58,8 @@ def serve(
 
     Nothing is trained here: `sweeps work` does that, on any machine that reaches the database.
 
-    On loopback nobody is asked for a token; any other --host wants one (`sweeps token create`), and a proxy in front
-    that speaks TLS.
+    On loopback nobody is asked for a token. Any other --host wants one (`sweeps token create`) and a proxy in front
+    that speaks TLS; so does --allowed-host.
     """
     where = find_home(home)
     roots = tuple(corpus_roots(corpus_root or []))
@@ -67,19 +67,20 @@ def serve(
     if tracking_uri is not None:
         check_server(tracking_uri)
 
-    def delete_experiment(of: SweepRow) -> None:
+    def delete_experiment(of: SweepRow, run_id: str | None) -> None:
         from tracking import mlflow_writer
 
         assert tracking_uri is not None
         if of.experiment_id is not None:
-            mlflow_writer.delete_experiment(tracking_uri, of.experiment_id)
+            mlflow_writer.delete_experiment(tracking_uri, of.experiment_id, of.name, run_id)
 
     from sweeps.api.access import Access  # FastAPI takes half a second to import: no other command waits for it
     from sweeps.api.app import make_app
 
     with ExitStack() as stack:
         store = stack.enter_context(opened(where, database))
-        required = require_token or not is_loopback(host)
+        # Behind a proxy everybody comes from loopback.
+        required = require_token or bool(allowed_host) or not is_loopback(host)
         if required:
             check_token(store, host)
         service = SweepService(

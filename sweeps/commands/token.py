@@ -26,6 +26,8 @@ from sweeps.tokens import new_token, sha256_of
 
 app = typer.Typer(help="Who may use `sweeps serve`.", no_args_is_help=True)
 
+MOST_DAYS = 36_500
+
 Name = Annotated[str, typer.Argument(help="Whose it is, or what for: it stands beside each action")]
 
 
@@ -33,7 +35,7 @@ Name = Annotated[str, typer.Argument(help="Whose it is, or what for: it stands b
 def create(
     name: Name,
     scope: Annotated[str, typer.Option(help="read, or operate: also create, change and delete sweeps")] = "operate",
-    days: Annotated[float | None, typer.Option(min=0.0, help="That it is good for. Default: until revoked")] = None,
+    days: Annotated[float | None, typer.Option(help="That it is good for. Default: until revoked")] = None,
     home: HomeOption = None,
     database: DatabaseOption = None,
     as_json: JsonOption = False,
@@ -44,10 +46,12 @@ def create(
         raise SweepError(f"--scope {scope}: there are read and operate")
     if not (name.isprintable() and 0 < len(name) <= 64):
         raise SweepError(f"token {name!r}: a name has 1 to 64 printable characters")
+    if days is not None and not 0 < days <= MOST_DAYS:
+        raise SweepError(f"--days {days:g}: choose up to {MOST_DAYS}, or leave it out for a token without an end")
     token = new_token()
     with opened(find_home(home), database) as store:
-        made = store.add_token(name, sha256_of(token), scopes[scope], None if days is None else days * 86_400)
         store.add_action(ActionRow(this_person(), "create token", name, {"scope": scope}))
+        made = store.add_token(name, sha256_of(token), scopes[scope], None if days is None else days * 86_400)
     if as_json:
         print(json.dumps({"token": token, **asdict(made)}))
         return
@@ -75,8 +79,8 @@ def list_(home: HomeOption = None, database: DatabaseOption = None, as_json: Jso
 def revoke(name: Name, home: HomeOption = None, database: DatabaseOption = None, as_json: JsonOption = False) -> None:
     """Take a token back, at once."""
     with opened(find_home(home), database) as store:
-        token = store.revoke_token(name)
         store.add_action(ActionRow(this_person(), "revoke token", name))
+        token = store.revoke_token(name)
     print(json.dumps(asdict(token)) if as_json else f"token {name} is revoked")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 import sys
@@ -38,6 +39,7 @@ pytestmark = [
 ]
 
 TRIALS, EPOCHS = 5, 8
+_numbers = itertools.count()
 LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
@@ -72,20 +74,19 @@ def below(node: Any) -> list[psutil.Process]:
 
 @pytest.fixture
 def cluster(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Two nodes, with a core and by their word a GPU each. What they start has their environment, not that of the command."""
-    for name, value in {**LOOPBACK, **environment(site)}.items():
+    """Two nodes, with a core and by their word a GPU each. What they start has their environment, not the command's."""
+    for name, value in {**site.environment, **environment(site)}.items():
         monkeypatch.setenv(name, value)
     from ray.cluster_utils import Cluster as Nodes
 
     options = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # not tmp_path: a socket's path is short
-        nodes = Nodes(initialize_head=True, head_node_args={**options, "temp_dir": folder})
-        second = nodes.add_node(**options)
-        found = Cluster(nodes.address, (nodes.head_node, second))
-        try:
-            yield found
-        finally:
-            found.stop()
+    nodes = Nodes(initialize_head=True, head_node_args=options)
+    second = nodes.add_node(**options)
+    found = Cluster(nodes.address, (nodes.head_node, second))
+    try:
+        yield found
+    finally:
+        found.stop()
 
 
 def environment(site: Site) -> Mapping[str, str]:
@@ -93,9 +94,9 @@ def environment(site: Site) -> Mapping[str, str]:
 
 
 @pytest.fixture
-def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
-    """A sweep of trials that count, in SQLite or where the test's parameter says."""
-    places = request.getfixturevalue("servers") if "servers" in request.fixturenames else (None, None)
+def site(tmp_path: Path, request: pytest.FixtureRequest, mlflow: str) -> Iterator[Site]:
+    """A sweep of trials that count; in SQLite, or in PostgreSQL where the test asks for that."""
+    database = request.getfixturevalue("postgres") if "postgres" in request.fixturenames else None
     spec = {
         "corpus": {"path": str(corpus(tmp_path / "corpus"))},
         "trainer": {"epochs": EPOCHS, "hidden": counting.HEALTHY, "channels": 16, "patience": 30, "device": "cpu"},
@@ -104,21 +105,26 @@ def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
         "on_alarm": "continue",
         "budget": {"trials": TRIALS},
     }
-    with opened(Site(tmp_path / "site", "counted", *places, spec=spec, environment=LOOPBACK)) as found:
-        found.create()
-        yield found
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # not tmp_path: a socket's path is short
+        settings = {**LOOPBACK, "RAY_TMPDIR": folder}
+        with opened(
+            Site(tmp_path / "site", f"counted-{next(_numbers)}", database, mlflow, spec=spec, environment=settings)
+        ) as found:
+            found.create()
+            yield found
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with local_server(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server.url
 
 
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """A database and an MLflow server, as a cluster has them."""
+def postgres() -> Iterator[str]:
     # Not below pytest's own folder: a server started by root runs as another user, who may not look in there.
-    with (
-        tempfile.TemporaryDirectory(prefix="pg") as folder,
-        postgresql(Path(folder)) as postgres,
-        local_server(tmp_path / "mlflow") as mlflow,
-    ):
-        yield postgres.schema(), mlflow.url
+    with tempfile.TemporaryDirectory(prefix="pg") as folder, postgresql(Path(folder)) as server:
+        yield server.schema()
 
 
 def work(site: Site, *words: str) -> Command:
@@ -143,9 +149,8 @@ def both_work(site: Site) -> Callable[[], dict[int, TrialRow]]:
     return lambda: found if len(found := working(site)) == 2 else {}
 
 
-def test_a_node_is_killed_and_its_trials_go_on_at_the_other(
-    servers: tuple[str, str], site: Site, cluster: Cluster
-) -> None:
+@pytest.mark.usefixtures("postgres")
+def test_a_node_is_killed_and_its_trials_go_on_at_the_other(site: Site, cluster: Cluster) -> None:
     begun, begun_at = time.monotonic(), time.time()
     command = work(site, "--address", cluster.address, "--gpus-per-worker", "0.5")
     trials = command.until(both_work(site))

@@ -25,6 +25,7 @@ from sqlalchemy.exc import IntegrityError
 
 from model.types import METRICS, EpochReport
 from sweeps import migrations, tables
+from sweeps import store as stores
 from sweeps.errors import (
     DatabaseUnavailable,
     LeaseLost,
@@ -35,6 +36,7 @@ from sweeps.errors import (
     TokenNotFound,
     TrialNotFound,
     TrialsSpent,
+    WrongState,
 )
 from sweeps.records import (
     ActionRow,
@@ -669,9 +671,19 @@ def test_a_sweep_that_is_about_to_be_deleted_is_claimed_from_no_more_and_one_at_
     with pytest.raises(SweepBusy, match="process 7 on host "):
         store.begin_delete(sweep.id, lambda worker: False)
     assert sweep_now(store).state is SweepState.RUNNING
-    store.begin_delete(sweep.id, lambda worker: worker.pid == 7)
-    assert sweep_now(store).state is SweepState.CANCELLED
+    assert store.begin_delete(sweep.id, lambda worker: worker.pid == 7) is SweepState.RUNNING
+    assert sweep_now(store).state is SweepState.DELETING
     assert store.claim(sweep.id, "another", 60) is None
+    store.end_delete(sweep.id, SweepState.RUNNING)
+    assert sweep_now(store).state is SweepState.RUNNING
+    store.begin_delete(sweep.id, lambda worker: worker.pid == 7)
+    for go_on in (
+        lambda: store.set_sweep_state(sweep.id, SweepState.RUNNING),
+        lambda: store.raise_budget(sweep.id, 99),
+        lambda: store.enqueue(sweep.id, PlannedTrial("late", {}, {}, False)),
+    ):
+        with pytest.raises(WrongState, match="is DELETING"):
+            go_on()
     store.delete_sweep(sweep.id)
     claim = Claim(sweep.id, 1, 0, None, 1, None, {}, True, None, 0, "w")
     with pytest.raises(LeaseLost):
@@ -1178,6 +1190,35 @@ def test_a_trial_is_found_by_number_and_by_name(store: Store) -> None:
         store.trial(sweep.id, "named-7")
     with pytest.raises(TrialNotFound, match="has no trial '2': name it by its number"):
         store.trial(sweep.id, 2)
+
+
+def test_events_are_seen_in_the_order_of_their_ids(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever goes on behind the last event that it has seen misses none, however slow the writer of another is."""
+    told, inside = stores._tell, threading.Event()
+    sweep = store.create_sweep("s", {}, "d", {"trials": 1}, {}, [])
+
+    def slowly(connection: Any, sweep_id: int, event: EventRow) -> None:
+        told(connection, sweep_id, event)
+        if event.text == "slow":
+            inside.set()
+            time.sleep(1.0)
+
+    monkeypatch.setattr(stores, "_tell", slowly)
+    slow = threading.Thread(target=store.add_event, args=(sweep.id, EventRow("noted", "slow")))
+    fast = threading.Thread(target=store.add_event, args=(sweep.id, EventRow("noted", "fast")))
+    slow.start()
+    assert inside.wait(10)
+    fast.start()
+    seen: list[str] = []
+    last, deadline = 0, time.monotonic() + 10
+    while len(seen) < 3 and time.monotonic() < deadline:
+        for event in store.events(sweep.id, last):
+            seen.append(event.text)
+            last = event.id or 0
+        time.sleep(0.01)
+    slow.join()
+    fast.join()
+    assert seen[1:] == ["slow", "fast"]
 
 
 # access

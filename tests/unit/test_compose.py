@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import runpy
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 import yaml
 
 import tests.deploy.postgres
+from sweeps.errors import DatabaseOutdated
 from tests.deploy import compose
 from tests.deploy.compose import COMPOSE, ROOT
 from tracking.server import server_settings
@@ -153,6 +157,23 @@ def test_the_entry_point_takes_secrets_from_files_and_refuses_without(tmp_path: 
     file.write_text("$(id) 'x\" *\n", encoding="utf-8")
     ended = run()
     assert (ended.returncode, ended.stdout) == (0, "$(id) 'x\" * False\n"), ended.stderr
+
+
+# Setup
+
+
+def test_setup_makes_the_tables_and_leaves_older_ones_to_a_person(tmp_path: Path) -> None:
+    file = tmp_path / "sweeps.db"
+    make_tables = runpy.run_path(str(DEPLOY / "setup.py"))["make_tables"]
+    for _ in range(2):
+        make_tables(f"sqlite:///{file.as_posix()}")
+    with closing(sqlite3.connect(file)) as connection:
+        made = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        assert {"sweep_trials", "sweep_tokens", "studies", "trials"} <= made
+        connection.execute("UPDATE sweep_alembic_version SET version_num = '0003'")
+        connection.commit()
+    with pytest.raises(DatabaseOutdated, match="run `docker compose run --rm --no-deps api sweeps db upgrade`"):
+        make_tables(f"sqlite:///{file.as_posix()}")
 
 
 # What lasts, and what is pinned

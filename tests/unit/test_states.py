@@ -7,15 +7,16 @@ import pytest
 from sweeps.states import SweepState, TrialState
 
 SWEEP_STEPS = {
-    "PENDING": {"RUNNING", "PAUSED", "STOPPING", "STOPPED", "CANCELLING", "FAILED"},
-    "RUNNING": {"PAUSED", "STOPPING", "STOPPED", "CANCELLING", "COMPLETE", "FAILED"},
-    "PAUSED": {"RUNNING", "STOPPING", "CANCELLING", "COMPLETE", "FAILED"},
-    "STOPPING": {"RUNNING", "PAUSED", "STOPPED", "CANCELLING", "COMPLETE", "FAILED"},
-    "STOPPED": {"RUNNING", "CANCELLING"},
-    "CANCELLING": {"CANCELLED"},
-    "CANCELLED": set(),
-    "COMPLETE": {"RUNNING"},
-    "FAILED": {"RUNNING", "CANCELLING"},
+    "PENDING": {"RUNNING", "PAUSED", "STOPPING", "STOPPED", "CANCELLING", "FAILED", "DELETING"},
+    "RUNNING": {"PAUSED", "STOPPING", "STOPPED", "CANCELLING", "COMPLETE", "FAILED", "DELETING"},
+    "PAUSED": {"RUNNING", "STOPPING", "CANCELLING", "COMPLETE", "FAILED", "DELETING"},
+    "STOPPING": {"RUNNING", "PAUSED", "STOPPED", "CANCELLING", "COMPLETE", "FAILED", "DELETING"},
+    "STOPPED": {"RUNNING", "CANCELLING", "DELETING"},
+    "CANCELLING": {"CANCELLED", "DELETING"},
+    "CANCELLED": {"DELETING"},
+    "DELETING": set(),
+    "COMPLETE": {"RUNNING", "DELETING"},
+    "FAILED": {"RUNNING", "CANCELLING", "DELETING"},
 }
 TRIAL_STEPS = {
     "WAITING": {"RUNNING", "CANCELLED"},
@@ -36,7 +37,7 @@ def test_the_life_cycle_has_these_steps_and_no_other(
 
 
 def test_the_terminal_states() -> None:
-    assert {s for s in SweepState if s.terminal} == {"STOPPED", "CANCELLED", "COMPLETE", "FAILED"}
+    assert {s for s in SweepState if s.terminal} == {"STOPPED", "CANCELLED", "COMPLETE", "FAILED", "DELETING"}
     assert {s for s in TrialState if s.terminal} == {"COMPLETE", "PRUNED", "FAILED", "CANCELLED"}
 
 

@@ -1,0 +1,299 @@
+"""A sweep as one HTML file, to be read, printed and kept: it needs nothing else, neither scripts nor addresses."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from model.diagnosis import TAKEOFF_MARGIN, counted
+from model.types import BUILT_IN
+from sweeps import pictures
+from sweeps.audit import WINNER_MARGIN
+from sweeps.gathered import Gathered, values
+from sweeps.learned import HOW
+from sweeps.records import DecisionRow, TrialRow, shown_host
+from sweeps.spec import Range, corpus_of
+from sweeps.states import TrialState
+from sweeps.summary import COLLAPSED, command_of, is_audit, powershell_line, sentence_about, trial_label
+from tracking.links import without_credentials
+
+LEADERS = 20
+"""Trials that the leaderboard shows."""
+
+EDGE = 0.02
+"""A best value within this share of the searched range (by ratio on a log range) of one of its ends is at the edge."""
+
+Rows = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Sentences, for somebody who was not there."""
+
+    asked: Sequence[str]
+    found: Sequence[str]
+    trust: Sequence[str]
+    """What speaks for and against it."""
+
+
+def report(of: Gathered, at: float | None = None) -> str:
+    """The page. Every text in it is escaped.
+
+    Args:
+        at: when it was made, UNIX seconds; now.
+    """
+    best = of.best
+    ranked = sorted((t for t in of.trials if t.best_wer is not None), key=lambda t: (t.best_wer, t.number))
+    return _template().render(
+        of=of,
+        made=_utc(time.time() if at is None else at),
+        summary=summary(of),
+        best=best,
+        best_values=[(name, shown(value)) for name, value in values(best).items()] if best else [],
+        commands=[(shell, re.split(" (?=--)", line)) for shell, line in commands(of, best)] if best else [],
+        leaders=[(t, is_audit(t, of.conclusions)) for t in ranked[:LEADERS]],
+        not_shown=len(of.trials) - len(ranked[:LEADERS]),
+        drawn={kind: _figure(kind, of) for kind in pictures.DRAWINGS},
+        decisions=[(d, _measured(d)) for d in of.decisions],
+        failed=[t for t in of.trials if t.state is TrialState.FAILED],
+        environment=environment(of),
+        reproduce=reproduce(of),
+        spec=yaml.safe_dump(_asked(of), sort_keys=False, allow_unicode=True),
+        how=HOW,
+        label=trial_label,
+        shown=shown,
+        values=values,
+        sentence=sentence_about,
+    )
+
+
+# the words
+
+
+def summary(of: Gathered) -> Summary:
+    """What was asked, what was found, and whether one can trust it."""
+    return Summary(_what_was_asked(of), _what_was_found(of), _whether_to_trust(of))
+
+
+def _what_was_asked(of: Gathered) -> list[str]:
+    spec, facts = of.spec, of.sweep.facts
+    trainer = facts.get("trainer", BUILT_IN)
+    searched = [f"{name} {_range(r)}" for name, r in spec.space.ranges().items() if r.low < r.high]
+    limits = {"total_epochs": "epochs in all", "hours": "hours"}
+    budget = [f"{of.sweep.budget[key]:g} {what}" for key, what in limits.items() if of.sweep.budget.get(key)]
+    said = [
+        f"Which configuration of the {trainer} trainer has the lowest word error rate (WER) on the dev sentences of "
+        f"{corpus_of(of.sweep).path.name}?",
+        f"{counted(of.sweep.budget['trials'], 'trial')} of up to {counted(spec.trainer.epochs, 'epoch')} each"
+        + (f", at most {' and '.join(budget)}" if budget else "")
+        + f"; searched by {spec.sampler.name}: {'; '.join(searched) or 'nothing'}.",
+    ]
+    if spec.first_trials:
+        said.append(f"Trained first: {', '.join(spec.first_trials)}.")
+    return said
+
+
+def _what_was_found(of: Gathered) -> list[str]:
+    best, floor = of.best, of.sweep.facts["constant_wer"]
+    counts = Counter(trial.state for trial in of.trials)
+    epochs = sum(trial.epochs for trial in of.trials)
+    states = ", ".join(f"{counts[state]} {state.value.lower()}" for state in TrialState if counts[state])
+    said = []
+    if best is None or best.best_wer is None:
+        said.append("No trial has a WER yet.")
+    else:
+        said.append(
+            f"Trial {trial_label(best)} has the lowest WER, {best.best_wer:.1%}, at epoch {best.best_epoch}; the best "
+            f"constant sentence, which ignores the input, has {floor:.1%}."
+        )
+        named = [t for t in of.trials if t.name in of.spec.first_trials and t.best_wer is not None and t is not best]
+        for trial in named:
+            points = 100 * ((trial.best_wer or 0.0) - best.best_wer)
+            said.append(f"That is {points:.1f} points below {trial.name} ({trial.best_wer:.1%}).")
+    said.append(
+        f"Of {counted(len(of.trials), 'trial')} ({states or 'none yet'}) {len(of.takeoffs)} took off; "
+        f"{counted(epochs, 'epoch')} and {of.sweep.seconds / 3600:.1f} hours in all."
+    )
+    return said
+
+
+def _whether_to_trust(of: Gathered) -> list[str]:
+    sweep, best = of.sweep, of.best
+    said = []
+    if not sweep.state.terminal:
+        said.append(f"The sweep is not over ({sweep.state.value.lower()}): this is how it stood.")
+    alarm = sweep.facts.get("alarm")
+    if alarm is not None:
+        said.append(f"It alarmed: {alarm['sentence']}")
+    if best is not None and best.best_wer is not None:
+        if best.best_wer > sweep.facts["constant_wer"] - TAKEOFF_MARGIN:
+            said.append(
+                "No trial is clearly below what knowing nothing scores: nothing was found yet. See which rates took "
+                "off, and why the trials ended."
+            )
+        else:
+            said += [*_standing_of(of, best, best.best_wer), *_edges(of, best)]
+    failed = sum(trial.state is TrialState.FAILED for trial in of.trials)
+    if failed:
+        said.append(f"{counted(failed, 'trial')} failed for reasons that are not their configurations'.")
+    if of.conclusions.audit.sentence:
+        said.append(of.conclusions.audit.sentence)
+    elif of.trials:
+        said.append("No rule condemned a trial.")
+    return said
+
+
+def _standing_of(of: Gathered, best: TrialRow, wer: float) -> list[str]:
+    """How far the best one stands out."""
+    margin = f"{100 * WINNER_MARGIN:g} points"
+    near = [t for t in of.trials if t is not best and t.best_wer is not None and t.best_wer <= wer + WINNER_MARGIN]
+    said = [
+        f"{counted(len(near), 'other trial')} came within {margin} of it, by which two trainings of one configuration "
+        f"differ: their order says nothing ({', '.join(trial_label(t) for t in near[:5])})."
+        if near
+        else f"No other trial came within {margin} of it, by which two trainings of one configuration differ."
+    ]
+    said.append(
+        "Each configuration was trained once, and the lowest WER of its best epoch was chosen on dev: it is lower than "
+        "it would be again. Train it with other seeds before you rely on it, and measure it on sentences that chose "
+        "nothing."
+    )
+    if dev := of.sweep.facts.get("dev_sequences"):
+        said.append(f"WERs are those of {counted(dev, 'dev sentence')}.")
+    return said
+
+
+def _edges(of: Gathered, best: TrialRow) -> list[str]:
+    """Searched values of the best trial that lie at an end of their range."""
+    said = []
+    for name, bounds in of.spec.space.ranges().items():
+        value = (best.hyperparameters or {}).get(name)
+        if value is None or not bounds.low < bounds.high or not bounds.low <= value <= bounds.high:
+            continue
+        share = _share(float(value), bounds)
+        if min(share, 1 - share) <= EDGE:
+            said.append(
+                f"Its {name}, {shown(value)}, lies at the {'lower' if share < 0.5 else 'upper'} end of what was "
+                "searched: a wider range may have a better one."
+            )
+    return said
+
+
+def _share(value: float, bounds: Range) -> float:
+    """Where a value lies in its range, 0 to 1."""
+    if bounds.log:
+        return math.log(value / bounds.low) / math.log(bounds.high / bounds.low)
+    return (value - bounds.low) / (bounds.high - bounds.low)
+
+
+def _range(bounds: Range) -> str:
+    return f"{bounds.low:g} to {bounds.high:g}{' (log)' if bounds.log else ''}"
+
+
+def shown(value: Any) -> str:
+    """A value of a configuration, short."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# the facts
+
+
+def commands(of: Gathered, best: TrialRow) -> list[tuple[str, str]]:
+    """Shell and the line for it that trains the best configuration again; none where a trainer of one's own did."""
+    line = command_of(of.sweep, best, of.spec, corpus_of(of.sweep))
+    if line is None:
+        return []
+    _, *words = words_of(line)
+    python = ["python", *words]  # this page travels: the place of the interpreter does not
+    return [("bash, zsh", shlex.join(python)), ("PowerShell", powershell_line(python))]
+
+
+def words_of(line: str, platform: str = sys.platform) -> list[str]:
+    """The words of a line that `summary.shell_line` made on this platform."""
+    if platform != "win32":
+        return shlex.split(line)
+    words = re.findall(r"'((?:[^']|'')*)'|([^\s']+)", line.removeprefix("& "))
+    return [plain or quoted.replace("''", "'") for quoted, plain in words]
+
+
+def environment(of: Gathered) -> list[Mapping[str, str]]:
+    """Where its trials were trained, as workers said when they claimed them: a row for each that is different."""
+    rows: dict[tuple[str, str, str], set[int]] = {}
+    for event in of.events:
+        if event.kind == "claimed" and "versions" in event.data and event.trial_number is not None:
+            versions = ", ".join(f"{name} {version}" for name, version in event.data["versions"].items())
+            where = (shown_host(str(event.data.get("host", ""))), str(event.data.get("device", "")), versions)
+            rows.setdefault(where, set()).add(event.trial_number)
+    return [
+        {"host": host, "device": device, "versions": versions, "trials": str(len(numbers))}
+        for (host, device, versions), numbers in rows.items()
+    ]
+
+
+def reproduce(of: Gathered) -> Rows:
+    """What it takes to do it again, and to tell whether it is the same."""
+    sweep, facts = of.sweep, of.sweep.facts
+    known = {
+        "corpus": str(corpus_of(sweep).path),
+        "corpus hash": facts.get("corpus_hash"),
+        "vocabulary hash": facts.get("vocabulary_hash"),
+        "trainer": facts.get("trainer", BUILT_IN),
+        "commit of the working directory": facts.get("git_commit"),
+        "seed": of.spec.seed,
+        "digest of the spec": sweep.digest,
+        "created": _utc(sweep.created_at),
+        "finished": _utc(sweep.finished_at) if sweep.finished_at else None,
+        "MLflow": without_credentials(sweep.tracking) if sweep.tracking else None,
+        "MLflow run of the best trial": of.best.run_id if of.best else None,
+    }
+    return [(name, str(value)) for name, value in known.items() if value not in (None, "")]
+
+
+def _asked(of: Gathered) -> dict[str, Any]:
+    """The spec as one may run it again: as it was asked for, with the budget of today."""
+    asked = {key: value for key, value in of.sweep.spec.items() if key != "found"}
+    return {**asked, "budget": of.sweep.budget}
+
+
+def _measured(decision: DecisionRow) -> Rows:
+    """What was measured, and what it was held against."""
+    rows = [
+        ("measured", ", ".join(f"{name} {value:.4g}" for name, value in decision.numbers.items())),
+        ("held against", ", ".join(f"{name} {value:.4g}" for name, value in decision.thresholds.items())),
+        ("compared with trials", ", ".join(map(str, decision.siblings))),
+        ("would have kept it", decision.counterfactual),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+def _utc(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _figure(kind: pictures.Kind, of: Gathered) -> Mapping[str, Any]:
+    picture = pictures.svg(kind, of)
+    said = Markup('<svg role="img" aria-label="{}"').format(pictures.alternative(kind, of))
+    return {"title": picture.title, "caption": picture.caption, "svg": Markup(picture.svg.replace("<svg", said, 1))}
+
+
+def _template() -> jinja2.Template:
+    text = (files("sweeps") / "report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = lambda wer: "" if wer is None else f"{wer:.1%}"
+    environment.tests["collapsed"] = lambda verdict: verdict in COLLAPSED
+    return environment.from_string(text)
