@@ -118,7 +118,7 @@ def _curves(ax: Axes, of: Gathered, metric: str, colours: Colours) -> None:
         ("not stopped", others, {"color": colours.one, "alpha": 0.6, "linewidth": 1}),
     ]
     if best is not None:
-        groups.append((f"best: trial {trial_label(best)}", [best.number], {"color": colours.two, "linewidth": 1.8}))
+        groups.append((f"best: trial {best.number}", [best.number], {"color": colours.two, "linewidth": 1.8}))
     for label, numbers, style in groups:
         # One line for all of a group, and dots only where they are few: a page of a thousand trials is to stay small.
         epochs, points = _joined(of.curve(each, metric) for each in numbers if each in of.curves)

@@ -156,8 +156,8 @@ def judgement_of(sweep: SweepRow, trial: TrialRow, rows: Sequence[EpochRow]) -> 
     return judge([row.report() for row in rows], config, sweep.floors, dev_sequences=sweep.facts.get("dev_sequences"))
 
 
-def load_home_store(home: Home, database: str | None) -> Store:
-    """The database of this home, or the one named.
+def load_home_store(home: Home, database: str | None, connections: int = 15) -> Store:
+    """The database of this home, or the one named; see `Store` for its connections.
 
     Raises:
         DatabaseOutdated: with the command that upgrades it.
@@ -165,7 +165,7 @@ def load_home_store(home: Home, database: str | None) -> Store:
     """
     home.root.mkdir(parents=True, exist_ok=True)
     try:
-        return Store(database or home.database_url)
+        return Store(database or home.database_url, connections)
     except DatabaseOutdated as old:
         raise DatabaseOutdated(old.url, old.revision, old.needed, upgrade_command(home, database)) from None
 

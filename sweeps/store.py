@@ -129,6 +129,7 @@ _UPGRADE_LOCK = 0x73776565_70730001  # PostgreSQL's advisory lock of the schema 
 _EVENTS_LOCK = 0x73776570  # and one of the order of a sweep's events: "swep", its id
 _EPOCHS_AT_ONCE = _TRIALS_AT_ONCE = 1_000
 RANGE_TEST_RUN = "range_test_run"  # the fact that holds its run
+_POOL_SECONDS = 10.0  # what a thread waits for a connection of the store
 _MEMORIES = 8  # sweeps of which a store remembers what it has read
 _USED_SECONDS = 60.0  # how exactly a token's last use is known
 _FORGET_SECONDS = 7 * 86_400.0  # a worker that was not seen for so long
@@ -229,10 +230,15 @@ class Store:
         DatabaseOutdated: it was made by an older version; `upgrade` brings it up to date.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, connections: int = 15) -> None:
+        """
+        Args:
+            connections: at most; kept are five. Threads beyond that wait for each other.
+        """
         address = database_url(url)
         self.url = address.render_as_string(hide_password=False)
-        self._engine = create_engine(address, **engine_options(self.url))
+        pool = {"pool_size": 5, "max_overflow": connections - 5, "pool_timeout": _POOL_SECONDS}
+        self._engine = create_engine(address, **pool, **engine_options(self.url))
         self._memories: dict[tuple[int, float], _Memory] = {}
         try:
             if self._engine.name == "sqlite":

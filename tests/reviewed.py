@@ -52,7 +52,7 @@ def typical(**more: Any) -> Gathered:
         verdict = "never_learned" if number < 2 else "learned"
         trials.append(
             trial_row(number, TrialState.COMPLETE, verdict=verdict, best_wer=best, best_epoch=12, epochs=12,
-                      hyperparameters={**VALUES, "learning_rate": rate, "dropout": 0.04 * number}, run_id=f"run{number}")
+                      hyperparameters={**VALUES, "learning_rate": rate, "dropout": 0.04 * number})
         )  # fmt: skip
     curves[12] = [epoch_row(n, 0.9) for n in range(1, 7)]
     trials.append(trial_row(12, TrialState.PRUNED, name="original", verdict="too_slow", rule="too_slow", epochs=6,

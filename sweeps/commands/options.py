@@ -123,8 +123,8 @@ def stopping() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def opened(home: Home, database: str | None) -> Iterator[Store]:
-    store = service.load_home_store(home, database)
+def opened(home: Home, database: str | None, connections: int = 15) -> Iterator[Store]:
+    store = service.load_home_store(home, database, connections)
     try:
         yield store
     finally:

@@ -65,7 +65,7 @@ def attached(of: Gathered, content: bytes, given: str | None, home: Home, *, els
         elsewhere: the sweep was asked for from a server, so that a local MLflow is that machine's.
 
     Raises:
-        SweepError: MLflow has no such run yet, or only another machine reaches it.
+        SweepError: MLflow has no such run yet, or it is that of another machine or another home.
         TrackingUnavailable, TrackingRefused, ServerDidNotStart: MLflow cannot be used.
     """
     from tracking.mlflow_writer import open_experiment
@@ -78,6 +78,8 @@ def attached(of: Gathered, content: bytes, given: str | None, home: Home, *, els
     uri = server_of(sweep, given, home)
     if elsewhere and not (uri or "").startswith("http"):
         raise SweepError(f"--attach: the MLflow of {sweep.name!r} is local to its server: name one with --tracking-uri")
+    if uri is not None and not uri.startswith("http"):  # artifacts go through a server
+        raise SweepError(f"--attach: the runs of {sweep.name!r} are in {uri}, of another home: name that with --home")
     with tracking_server(home, uri) as tracking, tempfile.TemporaryDirectory(prefix="sweeps-report") as folder:
         experiment = open_experiment(tracking.uri, sweep.name, tracking.shown)
         if not experiment.holds(best.run_id):

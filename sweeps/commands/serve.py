@@ -26,6 +26,8 @@ PORT = 8765
 GRACE_SECONDS = 3
 """What answers under way get at the end."""
 MOST_CONNECTIONS = 500
+CONNECTIONS = 45
+"""To the database: requests are answered in 40 threads."""
 
 
 def serve(
@@ -78,7 +80,7 @@ def serve(
     from sweeps.api.app import make_app
 
     with ExitStack() as stack:
-        store = stack.enter_context(opened(where, database))
+        store = stack.enter_context(opened(where, database, CONNECTIONS))
         # Behind a proxy everybody comes from loopback.
         required = require_token or bool(allowed_host) or not is_loopback(host)
         if required:

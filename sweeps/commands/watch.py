@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from model.diagnosis import counted
 from sweeps import display
 from sweeps.commands.options import DatabaseOption, HomeOption, ServerOption, reached
 from sweeps.display import LiveTable, PlainLog
@@ -89,4 +88,4 @@ def so_far(name: str, trials: dict[int, TrialRow]) -> str:
     best = best_trial(list(trials.values()))
     over = sum(trial.state.terminal for trial in trials.values())
     found = "no WER yet" if best is None else f"best WER {best.best_wer:.1%} (trial {trial_label(best)})"
-    return f"{name}: {over} of {counted(len(trials), 'trial')} are over, {found}"
+    return f"{name}: {over} of {len(trials)} trials over, {found}"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from sweeps.engines import Resources
 from sweeps.errors import SweepError
@@ -184,6 +184,8 @@ class RayWorkers:
                     "a node of the cluster", f"ctc-sweeps cannot be loaded there: {_last_line(error)}"
                 ) from None
             return self._lost(slot, error)
+        except RayTaskError as error:  # its home cannot be written there, say
+            raise _cannot_work("a node of the cluster", _last_line(error)) from None
         if isinstance(heard, Node):
             self._open(slot, heard)
             return set()
