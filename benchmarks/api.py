@@ -20,6 +20,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -52,8 +53,8 @@ ROUTES: dict[str, Callable[[int], tuple[str, str, object]]] = {
     "GET .../trials, the first 100": lambda i: ("GET", f"/v1/sweeps/{NAME}/trials?limit=100", None),
     "GET .../trials, a page of 1,000": lambda i: ("GET", f"/v1/sweeps/{NAME}/trials?after={i % 9 * 1000}", None),
     "GET .../trials?state=RUNNING": lambda i: ("GET", f"/v1/sweeps/{NAME}/trials?state=RUNNING", None),
-    "GET .../trials/{trial}": lambda i: ("GET", f"/v1/sweeps/{NAME}/trials/{i * 37 % 10000}", None),
-    "GET .../curve": lambda i: ("GET", f"/v1/sweeps/{NAME}/trials/{i * 37 % 10000}/curve", None),
+    "GET .../trials/{trial}": lambda i: ("GET", f"/v1/sweeps/{NAME}/trials/{i * 37 % 500}", None),
+    "GET .../curve": lambda i: ("GET", f"/v1/sweeps/{NAME}/trials/{i * 37 % 500}/curve", None),
     "GET .../best": lambda i: ("GET", f"/v1/sweeps/{NAME}/best", None),
     "GET .../decisions": lambda i: ("GET", f"/v1/sweeps/{NAME}/decisions", None),
     "GET .../events, 1,000": lambda i: ("GET", f"/v1/sweeps/{NAME}/events", None),
@@ -194,12 +195,13 @@ def main() -> None:
                 ask(address, 0, time.monotonic() + 5, defaultdict(list))  # everything is imported and connected
                 memory = [process.memory_info().rss / 2**20]
                 until = time.monotonic() + 60 * given.minutes
-                clients = [threading.Thread(target=ask, args=(address, i, until, found)) for i in range(given.clients)]
-                for thread in clients:
-                    thread.start()
-                while any(thread.is_alive() for thread in clients):
-                    time.sleep(5)
-                    memory.append(process.memory_info().rss / 2**20)
+                with ThreadPoolExecutor(given.clients) as pool:
+                    clients = [pool.submit(ask, address, i, until, found) for i in range(given.clients)]
+                    while not all(client.done() for client in clients):
+                        time.sleep(5)
+                        memory.append(process.memory_info().rss / 2**20)
+                for client in clients:
+                    client.result()
         finally:
             workers.terminate()
             workers.join()
@@ -211,8 +213,9 @@ def main() -> None:
         print(f"| `{name}` | {len(values)} | {p50:.0f} | {p95:.0f} | {p99:.0f} |")
     every = [value for values in found.values() for value in values]
     print(f"| all | {len(every)} | " + " | ".join(f"{p:.0f}" for p in np.percentile(every, [50, 95, 99])) + " |")
-    middle = memory[len(memory) // 2]
-    print(f"\nMemory of the server, MiB: {memory[0]:.0f} at first, {middle:.0f} half-way, {memory[-1]:.0f} at the end.")
+    tenths = [max(part) for part in np.array_split(memory[1:], 10) if len(part)]
+    shown = " ".join(f"{most:.0f}" for most in tenths)
+    print(f"\nMemory of the server, MiB: {memory[0]:.0f} at first; at most, in each tenth of the time: {shown}.")
 
 
 if __name__ == "__main__":

@@ -285,7 +285,7 @@ class SweepService(Sweeps):
             except ValueError as error:
                 raise SpecError(str(error)) from None
             sweep = find_sweep(self.store, name)
-        if not has_work(sweep, self.store.trials(sweep.id)):
+        if not has_work(sweep, self.store.siblings(sweep)):
             raise NothingToDo(name)
         return self._step("resume", name, SweepState.RUNNING, "")
 
