@@ -108,9 +108,8 @@ def test_a_database_that_comes_back_in_time_costs_nothing(caplog: pytest.LogCapt
 
 
 def test_one_that_stays_away_does() -> None:
-    renewals = Renewals(AWAY)
+    renewals, begun = Renewals(AWAY), time.monotonic()
     with lease(renewals) as held:
-        begun = time.monotonic()
         assert held.lapsed.wait(10)
         assert time.monotonic() - begun > SECONDS
         assert held.over
