@@ -131,8 +131,8 @@ class Client(Sweeps):
     def curve(self, name: str, trial: str | int) -> list[EpochRow]:
         return self._ask(list[EpochRow], "GET", _path(name, "trials", trial, "curve"))
 
-    def latest(self, name: str) -> dict[int, EpochRow]:
-        return self._ask(dict[int, EpochRow], "GET", _path(name, "latest"))
+    def latest(self, name: str, *, after: int = -1, limit: int = PAGE) -> dict[int, EpochRow]:
+        return self._ask(dict[int, EpochRow], "GET", _path(name, "latest"), {"after": after, "limit": limit})
 
     def decisions(self, name: str) -> list[DecisionRow]:
         return self._ask(list[DecisionRow], "GET", _path(name, "decisions"))

@@ -99,8 +99,8 @@ class Sweeps(Protocol):
         """Every epoch of a trial so far."""
         ...
 
-    def latest(self, name: str) -> dict[int, EpochRow]:
-        """The last epoch of each trial that has one, by the trial's number."""
+    def latest(self, name: str, *, after: int = -1, limit: int = PAGE) -> dict[int, EpochRow]:
+        """The last epoch of each trial that has one, by the trial's number: those above `after`, at most `limit`."""
         ...
 
     def decisions(self, name: str) -> list[DecisionRow]:

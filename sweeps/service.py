@@ -252,8 +252,8 @@ class SweepService(Sweeps):
     def curve(self, name: str, trial: str | int) -> list[EpochRow]:
         return self.store.epochs(self.trial(name, trial).id)
 
-    def latest(self, name: str) -> dict[int, EpochRow]:
-        return self.store.latest_epochs(find_sweep(self.store, name).id)
+    def latest(self, name: str, *, after: int = -1, limit: int = PAGE) -> dict[int, EpochRow]:
+        return self.store.latest_epochs(find_sweep(self.store, name).id, after, limit)
 
     def decisions(self, name: str) -> list[DecisionRow]:
         return self.store.decisions(find_sweep(self.store, name).id)

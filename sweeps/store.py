@@ -887,12 +887,18 @@ class Store:
             rows = connection.execute(select(*_EPOCH).where(epochs.c.trial_id == trial_id).order_by(epochs.c.epoch))
             return [EpochRow(*row) for row in rows]
 
-    def latest_epochs(self, sweep_id: int) -> dict[int, EpochRow]:
-        """The last epoch of each trial that has one, by the trial's number."""
+    def latest_epochs(self, sweep_id: int, after: int = -1, limit: int | None = None) -> dict[int, EpochRow]:
+        """The last epoch of each trial that has one, by the trial's number: of all, or of those above `after`, so many
+        at most.
+        """
         last = and_(epochs.c.trial_id == trials.c.id, epochs.c.epoch == trials.c.epochs)
         with self._read() as connection:
             rows = connection.execute(
-                select(trials.c.number, *_EPOCH).join_from(trials, epochs, last).where(trials.c.sweep_id == sweep_id)
+                select(trials.c.number, *_EPOCH)
+                .join_from(trials, epochs, last)
+                .where(trials.c.sweep_id == sweep_id, trials.c.number > after)
+                .order_by(trials.c.number)
+                .limit(limit)
             )
             return {row[0]: EpochRow(*row[1:]) for row in rows}
 

@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+from sweeps.processes import return_memory
 from sweeps.service import SweepService
 from sweeps.summary import Conclusions
 
@@ -38,6 +39,7 @@ class Remembered:
             kept, now = self._kept.pop(sweep, None), time.monotonic()
             if kept is None or (kept.of != of and now - kept.at > kept.seconds / SHARE):
                 found = service.conclusions(name)
+                return_memory()
                 kept = _Kept(of, found, time.monotonic(), time.monotonic() - now)
             self._kept[sweep] = kept  # the last asked for is the last to go
             if len(self._kept) > MOST:

@@ -124,9 +124,9 @@ def curve(name: SweepName, trial: TrialName, service: Reading) -> list[EpochRow]
 
 
 @router.get("/sweeps/{name}/latest")
-def latest(name: SweepName, service: Reading) -> dict[int, EpochRow]:
-    """The last epoch of each trial that has one, by the trial's number."""
-    return service.latest(name)
+def latest(name: SweepName, service: Reading, after: After = -1, limit: Limit = PAGE) -> dict[int, EpochRow]:
+    """The last epoch of each trial that has one, by the trial's number, those above `after`."""
+    return service.latest(name, after=after, limit=limit)
 
 
 @router.get("/sweeps/{name}/decisions")

@@ -15,6 +15,7 @@ import uvicorn
 from sweeps.commands.options import CheckpointsOption, DatabaseOption, HomeOption, TrackingOption, opened
 from sweeps.errors import SweepError
 from sweeps.policy import Policy
+from sweeps.processes import keep_little_memory
 from sweeps.records import SweepRow
 from sweeps.service import SweepService
 from sweeps.settings import find_home
@@ -63,6 +64,7 @@ def serve(
     On loopback nobody is asked for a token. Any other --host wants one (`sweeps token create`) and a proxy in front
     that speaks TLS; so does --allowed-host.
     """
+    keep_little_memory()
     where = find_home(home)
     roots = tuple(corpus_roots(corpus_root or []))
     trainers = dict(named_trainer(word) for word in trainer or [])

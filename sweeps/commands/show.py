@@ -25,7 +25,7 @@ from sweeps.commands.options import (
 )
 from sweeps.errors import SweepError
 from sweeps.interface import PAGE, Sweeps
-from sweeps.records import DecisionRow, SweepRow
+from sweeps.records import DecisionRow, EpochRow, SweepRow
 from sweeps.settings import find_home
 from sweeps.spec import corpus_of, spec_of
 from sweeps.summary import command_of, config_of, parameters, result, sentence_about
@@ -89,7 +89,11 @@ def show_sweep(sweeps: Sweeps, sweep: SweepRow, tracking_uri: str, opened_with: 
         print(json.dumps(what, allow_nan=False))
         return
     command = what["best"] and what["best"]["command"]
-    latest = sweeps.latest(sweep.name)
+    latest: dict[int, EpochRow] = {}
+    while page := sweeps.latest(sweep.name, after=max(latest, default=-1)):
+        latest |= page
+        if len(page) < PAGE:
+            break
     display.print_summary(sweep, rows, latest, command, f"open with: {opened_with}", found, sys.stdout)
 
 
