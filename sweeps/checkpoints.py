@@ -89,6 +89,7 @@ def resume(folder: Path, number: int, attempt: int, identity: Mapping[str, Any],
         attempt: the one that begins; what a later one has left is not looked at.
         identity: of the trial; a checkpoint that another trial left under this name is not taken.
     """
+    _forget_other_sweeps(folder, number, identity)
     earlier = [a for a in attempts(folder, number) if a <= attempt]
     for before in earlier:
         saved = _latest(trial_files(folder, number, before), identity)
@@ -100,6 +101,21 @@ def resume(folder: Path, number: int, attempt: int, identity: Mapping[str, Any],
         trainer.load_state_dict(saved.trainer)
         return list(saved.reports)
     return []
+
+
+def _forget_other_sweeps(folder: Path, number: int, identity: Mapping[str, Any]) -> None:
+    """A trial under way has no files with plain names: they are of another sweep that had this name."""
+    final = trial_files(folder, number)
+    if not any(path.exists() for path in vars(final).values()):
+        return
+    from model.checkpoint import read
+
+    try:
+        ours = read(final.last).identity.get("sweep") == identity.get("sweep")
+    except (ValueError, OSError):
+        ours = False
+    if not ours:
+        _remove(final)
 
 
 def _latest(files: Files, identity: Mapping[str, Any]) -> Checkpoint | None:
@@ -119,10 +135,9 @@ def _latest(files: Files, identity: Mapping[str, Any]) -> Checkpoint | None:
 
 
 def forget_earlier(folder: Path, number: int, attempt: int) -> None:
-    """Remove what earlier attempts have left, once this one has a checkpoint of its own; and files with plain names,
-    which a trial under way has not: they are of another sweep that had this name.
+    """Remove what earlier attempts have left, once this one has a checkpoint of its own. Not the files with plain names:
+    a worker that was frozen may be here when the trial has long ended under another attempt.
     """
-    _remove(trial_files(folder, number))
     for before in attempts(folder, number):
         if before < attempt:
             _remove(trial_files(folder, number, before))

@@ -183,6 +183,28 @@ def test_the_next_attempt_goes_on_from_the_last_one_and_takes_the_best_along(fil
     assert len(read(attempt(files, 2).best).reports) == 1
 
 
+def test_a_worker_that_wakes_after_the_end_of_its_trial_takes_nothing_away(files: Files, corpus: Corpus) -> None:
+    put(attempt(files, 2), corpus, 5, better=True)
+    settle(files.last.parent, 7, TrialState.COMPLETE)
+    put(files, corpus, 3)  # frozen in the middle of its first attempt
+    forget_earlier(files.last.parent, 7, 1)
+    settle(files.last.parent, 7, TrialState.COMPLETE)
+    assert names(files) == ["00007.best.pt", "00007.pt"]
+    assert len(read(trial_files(files.last.parent, 7).last).reports) == 5
+
+
+def test_files_of_another_sweep_that_had_this_name_are_removed_before_training(files: Files, corpus: Corpus) -> None:
+    final = trial_files(files.last.parent, 7)
+    put(final, corpus, 4, better=True)
+    resume(files, ME, Counter())
+    assert names(files) == ["00007.best.pt", "00007.pt"], "of this sweep: its trial was ended by another attempt"
+    resume(files, {**ME, "sweep": "s@later"}, Counter())
+    assert names(files) == []
+    final.last.write_bytes(b"torn")
+    resume(files, ME, Counter())
+    assert names(files) == []
+
+
 def test_what_a_worker_that_was_declared_dead_writes_late_is_not_read(files: Files, corpus: Corpus) -> None:
     put(files, corpus, 2)
     resume(files, ME, Counter(), attempt=2)
