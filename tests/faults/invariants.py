@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy import select
 
 from sweeps import checkpoints
+from sweeps.processes import is_known_dead
 from sweeps.records import EpochRow, EventRow, SweepRow, TrialRow
 from sweeps.spec import spec_of
 from sweeps.states import SweepState, TrialState
@@ -108,7 +109,8 @@ def repeated(site: Site) -> list[str]:
 def _of_rows(seen: Seen, expected: Expected) -> Iterator[str]:
     if seen.sweep.state is not SweepState.COMPLETE:
         yield f"the sweep is {seen.sweep.state} ({seen.sweep.reason})"
-    if seen.sweep.runner is not None:
+    # One that was killed cannot sign off; whoever comes next sees that it is dead.
+    if seen.sweep.runner is not None and not is_known_dead(seen.sweep.runner):
         yield f"{seen.sweep.runner} holds the sweep still"
     numbers = [trial.number for trial in seen.trials]
     if numbers != list(range(expected.trials)):
