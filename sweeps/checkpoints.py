@@ -150,10 +150,11 @@ def settle(folder: Path, number: int, state: TrialState) -> None:
     final = trial_files(folder, number)
     for attempt in attempts(folder, number):
         files = trial_files(folder, number, attempt)
-        for path, plain in ((files.last, final.last), (files.best, final.best)):
+        # The one before, where the last was torn by a crash after its epoch had been recorded.
+        for path, plain in ((files.last, final.last), (files.previous, final.last), (files.best, final.best)):
             with suppress(FileNotFoundError):  # its worker and the keeper may do this at the same time
                 if path.exists() and not plain.exists():
-                    if state in (TrialState.PRUNED, TrialState.CANCELLED) and path == files.last:
+                    if state in (TrialState.PRUNED, TrialState.CANCELLED) and plain == final.last:
                         _without_optimizer(path)
                     path.replace(plain)
         _remove(files)

@@ -193,6 +193,18 @@ def test_a_worker_that_wakes_after_the_end_of_its_trial_takes_nothing_away(files
     assert len(read(trial_files(files.last.parent, 7).last).reports) == 5
 
 
+def test_where_the_last_was_torn_after_its_epoch_had_been_recorded_the_one_before_stays(
+    files: Files, corpus: Corpus
+) -> None:
+    put(files, corpus, 1, better=True)
+    put(files, corpus, 2)
+    files.last.write_bytes(b"torn")
+    assert len(resume(files, ME, Counter(), attempt=2)) == 1  # and the trial is judged by what was recorded: it is over
+    settle(files.last.parent, 7, TrialState.COMPLETE)
+    assert names(files) == ["00007.best.pt", "00007.pt"]
+    assert len(read(trial_files(files.last.parent, 7).last).reports) == 1
+
+
 def test_files_of_another_sweep_that_had_this_name_are_removed_before_training(files: Files, corpus: Corpus) -> None:
     final = trial_files(files.last.parent, 7)
     put(final, corpus, 4, better=True)
