@@ -135,8 +135,8 @@ def _latest(files: Files, identity: Mapping[str, Any]) -> Checkpoint | None:
 
 
 def forget_earlier(folder: Path, number: int, attempt: int) -> None:
-    """Remove what earlier attempts have left, once this one has a checkpoint of its own. Not the files with plain names:
-    a worker that was frozen may be here when the trial has long ended under another attempt.
+    """Remove what earlier attempts have left, once this one has a checkpoint of its own. The files with plain names
+    stay: a worker that was frozen may be here when the trial has long ended under another attempt.
     """
     for before in attempts(folder, number):
         if before < attempt:
