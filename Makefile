@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test slow faults soak load compose-smoke ray lint check clean
+.PHONY: help demo test slow browser faults soak load compose-smoke ray lint check clean
 
 help:  ## what is here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 15
@@ -25,6 +25,9 @@ test: $(VENV)/installed  ## the default test suite
 
 slow: $(VENV)/installed  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+browser: $(VENV)/installed  ## our pages and MLflow's in a real browser (Chromium, from your system), some minutes
+	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
 faults: $(VENV)/installed  ## processes and servers die while sweeps run: docs/explanation/faults.md, about ten minutes
 	$(BIN)/python -m pytest -m faults tests/faults -n 2 --dist loadscope $(ARGS)
