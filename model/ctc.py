@@ -25,6 +25,7 @@ from model.corpus.data import Batch, Corpus, Split, epoch_order, make_batch
 from model.diagnosis import takeoff_epoch
 from model.encoder import make_model, set_output_bias
 from model.evaluate import Evaluation, dev_metrics, evaluate, forward_of, sequence_losses, word_errors_of
+from model.examples import Examples, examples, is_example_epoch, rows_of
 from model.floors import constant_posterior, floors
 from model.numerics import autocast, first_non_finite
 from model.probes import Losses, permuted_gap, swap_gap
@@ -171,6 +172,7 @@ class CTCTrainer:
         except Stopped:
             self.dev_wers.pop()
             raise
+        shown = self._examples(evaluation) if is_example_epoch(epoch) and evaluation.finite else None
         self.dev_losses.append(metrics["dev/loss"])
         self.epoch = epoch
         return EpochReport(
@@ -182,6 +184,7 @@ class CTCTrainer:
             self.lr_time,
             time.perf_counter() - began,
             not_finite,
+            shown,
         )
 
     def groups(self, epoch: int) -> list[list[NDArray[np.int64]]]:
@@ -361,6 +364,27 @@ class CTCTrainer:
         text = f"epoch {epoch}, update {update + 1}: not finite {where} (batch {names})"
         log.warning("%s; the update is skipped", text)
         return text
+
+    @torch.no_grad()
+    def _examples(self, evaluation: Evaluation) -> Examples | None:
+        """Some sentences of dev as they were read; None where none of them has an output frame."""
+        dev, vocabulary = self.corpus.dev, self.corpus.vocabulary
+        rows = [row for row in rows_of(len(dev)) if dev.lengths[row] >= self.config.output_stride]
+        if not rows:
+            return None
+        middle = sorted(rows, key=lambda row: (int(dev.lengths[row]), row))[len(rows) // 2]
+        self.model.eval()
+        log_probs, lengths = self.forward(make_batch(dev, np.array([middle])))
+        return examples(
+            [
+                (dev.ids[row], dev.references[row], " ".join(vocabulary.decode(evaluation.hypotheses[row])))
+                for row in rows
+            ],
+            dev.ids[middle],
+            dev.targets[middle].tolist(),
+            log_probs[0, : int(lengths[0])].float().cpu().numpy(),
+            vocabulary.glosses,
+        )
 
     def _probe(self, evaluation: Evaluation, epoch: int, should_stop: Callable[[], bool]) -> dict[str, float]:
         """The keys of `NOT_EVERY_EPOCH`, in an epoch that asks for them: all in the plateau, some after takeoff."""

@@ -192,8 +192,9 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _write_lines(path: Path, reports: list[EpochReport]) -> None:
     # The whole file each time: a run that goes on after a crash never repeats or loses a line.
-    lines = (
-        json.dumps({**asdict(r), "metrics": {k: v if math.isfinite(v) else None for k, v in r.metrics.items()}})
-        for r in reports
-    )
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(f"{json.dumps(_line(report))}\n" for report in reports), encoding="utf-8")
+
+
+def _line(report: EpochReport) -> dict[str, Any]:
+    metrics = {key: value if math.isfinite(value) else None for key, value in report.metrics.items()}
+    return {name: value for name, value in asdict(report).items() if name != "examples"} | {"metrics": metrics}

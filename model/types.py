@@ -176,6 +176,8 @@ class EpochReport:
     seconds: float = 0.0
     not_finite: str = ""
     """Where the epoch's first value that is not finite appeared: module and batch; empty where all were finite."""
+    examples: Mapping[str, Any] | None = None
+    """What it read into some sentences, at some epochs: see `model.examples`. JSON types only."""
 
     @property
     def wer(self) -> float:

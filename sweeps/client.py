@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -22,8 +22,8 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from sweeps.errors import NotAllowed, ServerUnavailable, SweepError, SweepNotFound, TrialNotFound, revived
-from sweeps.interface import PAGE, Best, Change, Created, Spec, Sweeps
-from sweeps.records import ActionRow, DecisionRow, EpochRow, EventRow, SweepStatus, TrialRow
+from sweeps.interface import MOST_BEYOND, PAGE, Best, Change, Created, Spec, Sweeps
+from sweeps.records import ActionRow, Curve, DecisionRow, EpochRow, EventRow, SweepStatus, TrialRow
 from sweeps.states import TrialState
 
 if TYPE_CHECKING:
@@ -130,6 +130,24 @@ class Client(Sweeps):
 
     def curve(self, name: str, trial: str | int) -> list[EpochRow]:
         return self._ask(list[EpochRow], "GET", _path(name, "trials", trial, "curve"))
+
+    def curves(
+        self,
+        name: str,
+        metrics: Sequence[str] = ("dev/wer",),
+        *,
+        after: int = -1,
+        limit: int = PAGE,
+        beyond: Mapping[int, int] | None = None,
+    ) -> dict[int, Curve]:
+        query = {"metric": list(metrics), "after": after, "limit": limit}
+        if beyond is None:
+            return self._ask(dict[int, Curve], "GET", _path(name, "curves"), query)
+        known, found = [f"{number}:{epoch}" for number, epoch in beyond.items()], dict[int, Curve]()
+        for start in range(0, max(len(known), 1), MOST_BEYOND):
+            some = {**query, "beyond": known[start : start + MOST_BEYOND] or [""]}
+            found |= self._ask(dict[int, Curve], "GET", _path(name, "curves"), some)
+        return dict(sorted(found.items())[:limit])
 
     def latest(self, name: str, *, after: int = -1, limit: int = PAGE) -> dict[int, EpochRow]:
         return self._ask(dict[int, EpochRow], "GET", _path(name, "latest"), {"after": after, "limit": limit})

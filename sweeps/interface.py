@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from sweeps.records import ActionRow, DecisionRow, EpochRow, EventRow, SweepStatus, TrialRow
+from sweeps.records import ActionRow, Curve, DecisionRow, EpochRow, EventRow, SweepStatus, TrialRow
 from sweeps.states import SweepState, TrialState
 
 if TYPE_CHECKING:
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 PAGE = 1_000
 """Most rows of one answer."""
+
+MOST_METRICS = 8
+MOST_BEYOND = 100
+"""Of one request for curves."""
 
 LOOK_SECONDS = 1.0
 """Between two looks of whoever waits."""
@@ -97,6 +101,28 @@ class Sweeps(Protocol):
 
     def curve(self, name: str, trial: str | int) -> list[EpochRow]:
         """Every epoch of a trial so far."""
+        ...
+
+    def curves(
+        self,
+        name: str,
+        metrics: Sequence[str] = ("dev/wer",),
+        *,
+        after: int = -1,
+        limit: int = PAGE,
+        beyond: Mapping[int, int] | None = None,
+    ) -> dict[int, Curve]:
+        """Some metrics of every trial that has epochs, to six digits, by the trial's number: those above `after`, at
+        most `limit`.
+
+        Args:
+            metrics: by name, at most MOST_METRICS.
+            beyond: only these trials, by number, and only the epochs behind the one that is named: what is new to who
+                knows the others.
+
+        Raises:
+            SweepError: a name that no metric has.
+        """
         ...
 
     def latest(self, name: str, *, after: int = -1, limit: int = PAGE) -> dict[int, EpochRow]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from model.diagnosis import DIVERGED_SHARE, TAKEOFF_MARGIN, best_epoch, phase_of, verdict_of
 from model.early_stopping import why_ended
+from model.examples import checked
 from model.types import EpochReport, TrainingConfig
 from sweeps import pruning
 from sweeps.alarm import alarm
@@ -49,9 +51,12 @@ def record(
     rows = []
     for report in reports:
         wers.append(report.wer)
-        rows.append(EpochRow.of(report, phase_of(wers, constant_wer)))
+        rows.append(
+            EpochRow.of(report, phase_of(wers, constant_wer), min(filter(math.isfinite, wers), default=math.nan))
+        )
     if rows:
-        store.record(claim, rows)
+        shown = {report.epoch: checked(report.examples) for report in reports if report.examples is not None}
+        store.record(claim, rows, shown)
 
 
 def judge_all(

@@ -9,18 +9,22 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from model.examples import is_example_epoch, posteriorgram
 from sweeps.errors import DatabaseUnavailable, SweepNotFound
 from sweeps.range_test import NUMBERS, PICTURE, config_of_test
 from sweeps.records import DecisionRow, EpochRow, Pending, SweepRow, TrialRow
 from sweeps.spec import SweepSpec
 from sweeps.states import TrialState
-from sweeps.store import RANGE_TEST_RUN, Store
-from sweeps.summary import COLLAPSED, config_of
+from sweeps.store import PICTURES, RANGE_TEST_RUN, Store
+from sweeps.summary import COLLAPSED, best_trial, config_of, trial_label
 from tracking.writer import (
     MAX_TAG_LENGTH,
+    Dataset,
     EpochPoint,
     ExperimentWriter,
+    ModelFile,
     RunStatus,
     RunWriter,
     TrackingRefused,
@@ -38,7 +42,14 @@ STATUS: Mapping[TrialState, RunStatus] = {
     TrialState.CANCELLED: "KILLED",
 }
 
+SENTENCES = "sentences.json"
+POSTERIORGRAM = "posteriorgram"
+"""Where the examples go."""
+
 DESCRIBE_SECONDS = 5.0
+PICTURE_SECONDS = 60.0
+DRAWING_SHARE = 20.0
+"""Pictures are drawn anew after a minute, and after so many times what it took: of a large sweep that is seconds."""
 PAUSE_SECONDS = 1.0
 """Between two passes; doubled, to MAX_PAUSE_SECONDS, after each one that failed."""
 MAX_PAUSE_SECONDS = 30.0
@@ -61,10 +72,13 @@ class Mirror:
         sweep: SweepRow,
         spec: SweepSpec,
         tags: Mapping[str, str],
+        dataset: Dataset,
         open_experiment: Callable[[], ExperimentWriter],
         describe: Callable[[], str],
         pictures: Path | None = None,
         *,
+        draw: Callable[[], Mapping[str, bytes]] = dict,
+        best_model: Callable[[TrialRow], ModelFile | None] = lambda trial: None,
         may_ship: Callable[[], bool] = lambda: True,
         ensure_server: Callable[[], None] = lambda: None,
         progress: Callable[[int, int], None] = lambda number, epochs: None,
@@ -72,6 +86,8 @@ class Mirror:
         """
         Args:
             pictures: the sweep's folder of them.
+            draw: pictures of the sweep so far, as PNG by file name: the run of its best trial gets them.
+            best_model: the model of that trial, to be kept once the sweep is over; None where there is none to keep.
             may_ship: asked before each trial: whether this process still has the right to.
             ensure_server: called before each pass: starts a server of our own again if it died, and raises
                 TrackingUnavailable if it cannot.
@@ -79,7 +95,9 @@ class Mirror:
         """
         self._store, self._spec, self._tags, self._pictures = store, spec, tags, pictures
         self._id, self._name, self._key = sweep.id, sweep.name, f"{sweep.name}@{sweep.created_at:.3f}"
-        self._open, self._describe = open_experiment, describe
+        self._dataset, self._open, self._describe = dataset, open_experiment, describe
+        self._best_model, self._model_shipped = best_model, False
+        self._draw, self._to_draw, self._draw_after = draw, True, time.monotonic() + PICTURE_SECONDS
         self._may_ship, self._ensure_server, self._progress = may_ship, ensure_server, progress
         self._experiment: ExperimentWriter | None = None
         self._runs: dict[int, RunWriter] = {}
@@ -180,6 +198,9 @@ class Mirror:
             return shipped
         if not self._range_test_shipped:
             self._ship_range_test(experiment)
+        self._to_draw = self._to_draw or shipped > 0
+        if self._to_draw and (final or time.monotonic() > self._draw_after):
+            self._ship_pictures(experiment)
         now = time.monotonic()
         if final or now - self._described_at > DESCRIBE_SECONDS:
             text = self._describe()
@@ -187,6 +208,8 @@ class Mirror:
                 experiment.describe(text)
                 self._described = text
             self._described_at = now
+        if final and sweep.state.terminal and sweep.state != "DELETING" and not self._model_shipped:
+            self._ship_best_model(experiment)
         return shipped or (self._put_right(experiment) if final else 0)
 
     def _goes_on(self, final: bool) -> bool:
@@ -217,6 +240,7 @@ class Mirror:
             self._runs.clear()
             self.refused.clear()
             self._described, self._described_at, self._range_test_shipped = "", 0.0, False
+            self._model_shipped = False
         experiment.set_tags({"sweep": self._name, **self._tags})
         self._experiment = experiment
         return experiment, moved
@@ -241,6 +265,7 @@ class Mirror:
         if run.run_id not in self._with_params:
             config = config_of(self._spec, trial).model_dump()
             run.log_params({name: str(value) for name, value in config.items()})
+            run.log_dataset(self._dataset)
             self._with_params.add(run.run_id)
         run.set_tags(
             {
@@ -258,21 +283,36 @@ class Mirror:
                 "audited": str(bool(decision and decision.action == "audited")).lower(),
                 "attempt": str(trial.attempt),
                 "seed": str(config_of(self._spec, trial).seed),
-            }
+            },
+            run_name(trial),
         )
         run.log_epochs([_point(row) for row in pending.epochs])
+        self._ship_examples(run, pending)
         end = None if trial.finished_at is None else round(1000 * trial.finished_at)
         run.set_status(STATUS[trial.state], end)
         self._mark(pending, run.run_id)
+
+    def _ship_examples(self, run: RunWriter, pending: Pending) -> None:
+        """What it read into some sentences: a picture an epoch, to slide through, and one table of all."""
+        times = {row.epoch: round(1000 * (row.recorded_at or 0)) for row in pending.epochs}
+        if not any(is_example_epoch(epoch) for epoch in times):
+            return
+        shown = self._store.examples(pending.trial.id)
+        if not shown:
+            return
+        rows = [[epoch, *sentence] for epoch, at in shown.items() for sentence in at["sentences"]]
+        run.log_table(SENTENCES, ["epoch", "sentence", "reference", "hypothesis"], rows)
+        for epoch in shown.keys() & times.keys():
+            run.log_image(POSTERIORGRAM, epoch, times[epoch], posteriorgram(shown[epoch], epoch))
 
     def _run(self, experiment: ExperimentWriter, trial: TrialRow) -> RunWriter | None:
         """The trial's run; None where the sweep's runs belong elsewhere by now."""
         known = self._runs.get(trial.id)
         if known is not None and known.run_id == trial.run_id:
             return known
-        name = trial.name or f"trial {trial.number}"
         begun = round(1000 * (trial.started_at or trial.created_at))
-        run = self._settled(experiment, f"{self._key}/{trial.number}", name, begun, trial.id, trial.run_id)
+        key = f"{self._key}/{trial.number}"
+        run = self._settled(experiment, key, run_name(trial), begun, trial.id, trial.run_id)
         if run is not None:
             self._runs[trial.id] = run
         return run
@@ -320,6 +360,51 @@ class Mirror:
             log.warning("the range test is left out of MLflow: %s", error)
         self._range_test_shipped = True
 
+    def _ship_pictures(self, experiment: ExperimentWriter) -> None:
+        """Into the run of the best trial: an experiment has no files of its own. Where they are stands in the facts."""
+        self._to_draw, began = False, time.monotonic()
+        best, before = best_trial(self._store.trials(self._id)), self._reread().facts.get(PICTURES)
+        if best is None or best.run_id is None:
+            return
+        try:
+            drawn = self._draw()
+        except DatabaseUnavailable:
+            self._to_draw = True
+            raise
+        except Exception:  # the curves go on without pictures of them
+            log.exception("pictures could not be drawn")
+            return
+        try:
+            run = experiment.existing(best.run_id)
+            with TemporaryDirectory() as folder:
+                paths = []
+                for name, content in drawn.items():
+                    (Path(folder) / name).write_bytes(content)
+                    run.log_artifact(Path(folder) / name, PICTURES)
+                    paths.append(f"{PICTURES}/{name}")
+            now = {"run": best.run_id, "paths": paths}
+            if now != before:
+                self._store.update_facts(self._id, {PICTURES: now})
+            if before is not None and before["run"] != best.run_id:
+                experiment.existing(before["run"]).delete_artifacts(PICTURES)
+        except TrackingUnavailable:
+            self._to_draw = True
+            raise
+        except TrackingRefused as error:  # a run that was deleted
+            log.warning("pictures are left out of MLflow: %s", error)
+        took = time.monotonic() - began
+        self._draw_after = time.monotonic() + max(PICTURE_SECONDS, DRAWING_SHARE * took)
+
+    def _ship_best_model(self, experiment: ExperimentWriter) -> None:
+        best = best_trial(self._store.trials(self._id))
+        model = self._best_model(best) if best else None
+        if best is not None and best.run_id is not None and best.best_epoch is not None and model is not None:
+            try:
+                experiment.log_model(best.run_id, best.best_epoch, model)
+            except TrackingRefused as error:
+                log.warning("the best model is left out of MLflow: %s", error)
+        self._model_shipped = True
+
     def _put_right(self, experiment: ExperimentWriter) -> int:
         """Runs that have not ended though their trials have, and runs in whose place another one stands: left by a
         process that was frozen in the middle of a pass and died when it woke. Returns how many trials are to be shipped
@@ -349,6 +434,11 @@ def decision_tag(decision: DecisionRow) -> str:
     content = decision.as_json()
     text = json.dumps(content, allow_nan=False)
     return text if len(text) <= MAX_TAG_LENGTH else json.dumps({**content, "siblings": len(decision.siblings)})
+
+
+def run_name(trial: TrialRow) -> str:
+    """What a trial is called among the runs: its number and name, and its verdict, or what it does."""
+    return f"{trial_label(trial)}: {(trial.verdict or trial.state.value.lower()).replace('_', ' ')}"
 
 
 def _point(row: EpochRow) -> EpochPoint:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Kind: TypeAlias = Literal["wer", "spread", "learning_rate", "parallel", "importance"]
+Kind: TypeAlias = Literal["wer", "spread", "loss", "learning_rate", "parallel", "importance"]
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,20 @@ def figure(kind: Kind, of: Gathered) -> Figure:
     return shown
 
 
+def png(kind: Kind, of: Gathered) -> bytes:
+    """As a file, on white."""
+    out = io.BytesIO()
+    figure(kind, of).savefig(out, format="png")
+    return out.getvalue()
+
+
 def alternative(kind: Kind, of: Gathered) -> str:
     """What a picture shows, in words, for those who do not see it."""
     best = of.best
     reached = "no WER yet" if best is None else f"the lowest WER is {best.best_wer:.1%}, of trial {trial_label(best)}"
     what = {
         "wer": f"WER by epoch of {counted(len(of.curves), 'trial')}; {reached}.",
+        "loss": f"Dev loss by epoch of {counted(len(of.curves), 'trial')}.",
         "spread": f"Log-prob spread by epoch of {counted(len(of.curves), 'trial')}.",
         "learning_rate": f"Best WER by learning rate: {_outcome_counts(of)}.",
         "parallel": f"The values of each trial and its best WER as lines; {reached}.",
@@ -153,6 +161,18 @@ def _spread(ax: Axes, of: Gathered, colours: Colours) -> None:
     _curves(ax, of, "spread/time", colours)
     ax.set_ylabel("spread over time (nats)")
     _if_empty(ax, ax.lines, "no epoch with this metric", colours)
+
+
+def _loss(ax: Axes, of: Gathered, colours: Colours) -> None:
+    _curves(ax, of, "dev/loss", colours)
+    floor, highest = of.sweep.floors.dev_constant_loss, of.sweep.floors.uniform_loss
+    if math.isfinite(floor):
+        _level(ax, floor, "best constant posterior", colours)
+    losses = [loss for number in of.curves for loss in of.curve(number, "dev/loss")[1]]
+    most = min(2 * highest, max(losses, default=highest)) if math.isfinite(highest) else max(losses, default=1.0)
+    ax.set_ylim(0, 1.1 * most)  # a diverged trial would hide the others
+    ax.set_ylabel("dev loss (nats per gloss)")
+    _if_empty(ax, of.curves, "no epoch yet", colours)
 
 
 # by value
@@ -310,6 +330,12 @@ DRAWINGS: Mapping[Kind, Drawing] = {
         "How much each class's log-probability moves over the time of a sentence. It stays near 0 where the output "
         "does not depend on the input.",
         _spread,
+    ),
+    "loss": Drawing(
+        "Dev loss",
+        "CTC loss on dev. It first falls to what a constant output reaches, which learns nothing of the input; a trial "
+        "that goes below has begun to use it, often epochs before its WER moves.",
+        _loss,
     ),
     "learning_rate": Drawing(
         "Which learning rates took off",

@@ -50,7 +50,10 @@ class Prepared:
         return {
             "corpus_hash": self.corpus.hash,
             "vocabulary_hash": self.corpus.vocabulary.hash,
+            "train_sequences": len(self.corpus.train),
             "dev_sequences": len(self.corpus.dev),
+            "glosses": len(self.corpus.vocabulary) - 1,
+            "width": self.corpus.width,
             "trainer": trainer_name(self.trainer),
             "git_commit": git_commit(),
             # A loss is not a number where no dev target fits its sentence.

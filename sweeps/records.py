@@ -14,6 +14,9 @@ from model.floors import Floors
 from model.types import METRICS, EpochReport
 from sweeps.states import SweepState, TrialState
 
+BEST_WER = "best/wer"
+"""A metric that a trial has beside those of its trainer: trackers sort runs by the last point of one."""
+
 Scope: TypeAlias = Literal["read", "operate"]
 """What a token is good for: looking, or also creating, changing and deleting sweeps."""
 
@@ -130,11 +133,16 @@ class EpochRow:
     recorded_at: float | None = None
 
     @classmethod
-    def of(cls, report: EpochReport, phase: str) -> Self:
+    def of(cls, report: EpochReport, phase: str, best_wer: float = math.nan) -> Self:
+        """
+        Args:
+            best_wer: the lowest of the epochs up to this one.
+        """
+        best = {BEST_WER: best_wer} if math.isfinite(best_wer) else {}
         return cls(
             epoch=report.epoch,
             step=report.step,
-            metrics=report.finite(),
+            metrics={**report.finite(), **best},
             steps_in_epoch=report.steps_in_epoch,
             skipped_steps=report.skipped_steps,
             lr_time=report.lr_time,
@@ -153,6 +161,15 @@ class EpochRow:
             lr_time=self.lr_time,
             seconds=self.seconds,
         )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Metrics of one trial by epoch, in columns: for pictures, where rows would be ten times as large."""
+
+    epochs: list[int]
+    metrics: dict[str, list[float | None]]
+    """As many of each; None where it was not finite, or not measured."""
 
 
 @dataclass(frozen=True)

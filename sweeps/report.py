@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,23 +16,21 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from model.diagnosis import TAKEOFF_MARGIN, counted
+from model.diagnosis import counted
 from model.types import BUILT_IN
 from sweeps import pictures
-from sweeps.audit import WINNER_MARGIN
 from sweeps.gathered import Gathered, values
 from sweeps.learned import HOW
 from sweeps.records import DecisionRow, TrialRow, shown_host
 from sweeps.spec import Range, corpus_of
 from sweeps.states import TrialState
-from sweeps.summary import COLLAPSED, command_of, is_audit, powershell_line, sentence_about, trial_label
+from sweeps.summary import COLLAPSED, command_of, is_audit, powershell_line, sentence_about, trial_label, words_of
+from sweeps.trust import shown
+from sweeps.trust import trust as trust_in
 from tracking.links import without_credentials
 
 LEADERS = 20
 """Trials that the leaderboard shows."""
-
-EDGE = 0.02
-"""A best value within this share of the searched range (by ratio on a log range) of one of its ends is at the edge."""
 
 Rows = Sequence[tuple[str, str]]
 
@@ -67,7 +63,7 @@ def report(of: Gathered, at: float | None = None) -> str:
         leaders=[(t, is_audit(t, of.conclusions)) for t in ranked[:LEADERS]],
         not_shown=len(of.trials) - len(ranked[:LEADERS]),
         drawn={kind: _figure(kind, of) for kind in pictures.DRAWINGS},
-        decisions=[(d, _measured(d)) for d in of.decisions],
+        decisions=[(d, measured(d)) for d in of.decisions],
         failed=[t for t in of.trials if t.state is TrialState.FAILED],
         environment=environment(of),
         reproduce=reproduce(of),
@@ -88,15 +84,21 @@ def summary(of: Gathered) -> Summary:
     return Summary(_what_was_asked(of), _what_was_found(of), _whether_to_trust(of))
 
 
+def question(of: Gathered) -> str:
+    """What a sweep asks."""
+    return (
+        f"Which configuration of the {of.sweep.facts.get('trainer', BUILT_IN)} trainer has the lowest word error rate "
+        f"(WER) on the dev sentences of {corpus_of(of.sweep).path.name}?"
+    )
+
+
 def _what_was_asked(of: Gathered) -> list[str]:
-    spec, facts = of.spec, of.sweep.facts
-    trainer = facts.get("trainer", BUILT_IN)
+    spec = of.spec
     searched = [f"{name} {_range(r)}" for name, r in spec.space.ranges().items() if r.low < r.high]
     limits = {"total_epochs": "epochs in all", "hours": "hours"}
     budget = [f"{of.sweep.budget[key]:g} {what}" for key, what in limits.items() if of.sweep.budget.get(key)]
     said = [
-        f"Which configuration of the {trainer} trainer has the lowest word error rate (WER) on the dev sentences of "
-        f"{corpus_of(of.sweep).path.name}?",
+        question(of),
         f"{counted(of.sweep.budget['trials'], 'trial')} of up to {counted(spec.trainer.epochs, 'epoch')} each"
         + (f", at most {' and '.join(budget)}" if budget else "")
         + f"; searched by {spec.sampler.name}: {'; '.join(searched) or 'nothing'}.",
@@ -131,81 +133,22 @@ def _what_was_found(of: Gathered) -> list[str]:
 
 
 def _whether_to_trust(of: Gathered) -> list[str]:
-    sweep, best = of.sweep, of.best
-    said = []
+    sweep, said = of.sweep, list[str]()
     if not sweep.state.terminal:
         said.append(f"The sweep is not over ({sweep.state.value.lower()}): this is how it stood.")
     alarm = sweep.facts.get("alarm")
     if alarm is not None:
         said.append(f"It alarmed: {alarm['sentence']}")
-    if best is not None and best.best_wer is not None:
-        if best.best_wer > sweep.facts["constant_wer"] - TAKEOFF_MARGIN:
-            said.append(
-                "No trial is clearly below what knowing nothing scores: nothing was found yet. See which rates took "
-                "off, and why the trials ended."
-            )
-        else:
-            said += [*_standing_of(of, best, best.best_wer), *_edges(of, best)]
-    failed = sum(trial.state is TrialState.FAILED for trial in of.trials)
-    if failed:
-        said.append(f"{counted(failed, 'trial')} failed for reasons that are not their configurations'.")
-    if of.conclusions.audit.sentence:
-        said.append(of.conclusions.audit.sentence)
-    elif of.trials:
-        said.append("No rule condemned a trial.")
-    return said
+    return said + trust(of)
 
 
-def _standing_of(of: Gathered, best: TrialRow, wer: float) -> list[str]:
-    """How far the best one stands out."""
-    margin = f"{100 * WINNER_MARGIN:g} points"
-    near = [t for t in of.trials if t is not best and t.best_wer is not None and t.best_wer <= wer + WINNER_MARGIN]
-    said = [
-        f"{counted(len(near), 'other trial')} came within {margin} of it, by which two trainings of one configuration "
-        f"differ: their order says nothing ({', '.join(trial_label(t) for t in near[:5])})."
-        if near
-        else f"No other trial came within {margin} of it, by which two trainings of one configuration differ."
-    ]
-    said.append(
-        "Each configuration was trained once, and the lowest WER of its best epoch was chosen on dev: it is lower than "
-        "it would be again. Train it with other seeds before you rely on it, and measure it on sentences that chose "
-        "nothing."
-    )
-    if dev := of.sweep.facts.get("dev_sequences"):
-        said.append(f"WERs are those of {counted(dev, 'dev sentence')}.")
-    return said
-
-
-def _edges(of: Gathered, best: TrialRow) -> list[str]:
-    """Searched values of the best trial that lie at an end of their range."""
-    said = []
-    for name, bounds in of.spec.space.ranges().items():
-        value = (best.hyperparameters or {}).get(name)
-        if value is None or not bounds.low < bounds.high or not bounds.low <= value <= bounds.high:
-            continue
-        share = _share(float(value), bounds)
-        if min(share, 1 - share) <= EDGE:
-            said.append(
-                f"Its {name}, {shown(value)}, lies at the {'lower' if share < 0.5 else 'upper'} end of what was "
-                "searched: a wider range may have a better one."
-            )
-    return said
-
-
-def _share(value: float, bounds: Range) -> float:
-    """Where a value lies in its range, 0 to 1."""
-    if bounds.log:
-        return math.log(value / bounds.low) / math.log(bounds.high / bounds.low)
-    return (value - bounds.low) / (bounds.high - bounds.low)
+def trust(of: Gathered) -> list[str]:
+    """See `sweeps.trust`."""
+    return trust_in(of.sweep, of.trials, of.spec, of.conclusions)
 
 
 def _range(bounds: Range) -> str:
     return f"{bounds.low:g} to {bounds.high:g}{' (log)' if bounds.log else ''}"
-
-
-def shown(value: Any) -> str:
-    """A value of a configuration, short."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # the facts
@@ -219,14 +162,6 @@ def commands(of: Gathered, best: TrialRow) -> list[tuple[str, str]]:
     _, *words = words_of(line)
     python = ["python", *words]  # this page travels: the place of the interpreter does not
     return [("bash, zsh", shlex.join(python)), ("PowerShell", powershell_line(python))]
-
-
-def words_of(line: str, platform: str = sys.platform) -> list[str]:
-    """The words of a line that `summary.shell_line` made on this platform."""
-    if platform != "win32":
-        return shlex.split(line)
-    words = re.findall(r"'((?:[^']|'')*)'|([^\s']+)", line.removeprefix("& "))
-    return [plain or quoted.replace("''", "'") for quoted, plain in words]
 
 
 def environment(of: Gathered) -> list[Mapping[str, str]]:
@@ -268,7 +203,7 @@ def _asked(of: Gathered) -> dict[str, Any]:
     return {**asked, "budget": of.sweep.budget}
 
 
-def _measured(decision: DecisionRow) -> Rows:
+def measured(decision: DecisionRow) -> Rows:
     """What was measured, and what it was held against."""
     rows = [
         ("measured", ", ".join(f"{name} {value:.4g}" for name, value in decision.numbers.items())),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,12 +26,13 @@ from sweeps.errors import (
     TrialExists,
     WrongState,
 )
-from sweeps.interface import LOOK_SECONDS, PAGE, Best, Change, Created, Spec, Sweeps
+from sweeps.interface import LOOK_SECONDS, MOST_METRICS, PAGE, Best, Change, Created, Spec, Sweeps
 from sweeps.keeper import end_if_over, has_work, holding
 from sweeps.policy import Policy
 from sweeps.processes import is_gone, this_runner
 from sweeps.records import (
     ActionRow,
+    Curve,
     DecisionRow,
     EpochRow,
     EventRow,
@@ -252,6 +254,23 @@ class SweepService(Sweeps):
     def curve(self, name: str, trial: str | int) -> list[EpochRow]:
         return self.store.epochs(self.trial(name, trial).id)
 
+    def curves(
+        self,
+        name: str,
+        metrics: Sequence[str] = ("dev/wer",),
+        *,
+        after: int = -1,
+        limit: int = PAGE,
+        beyond: Mapping[int, int] | None = None,
+    ) -> dict[int, Curve]:
+        for metric in metrics:
+            if not re.fullmatch(METRIC, metric):
+                raise SweepError(f"metric {metric[:70]!r}: names are of letters, digits and . _ - /, as dev/wer is")
+        if len(metrics) > MOST_METRICS:
+            raise SweepError(f"{len(metrics)} metrics: ask for {MOST_METRICS} at a time")
+        exact = self.store.columns(find_sweep(self.store, name).id, metrics, after, limit, beyond)
+        return {number: _rounded(curve) for number, curve in exact.items()}
+
     def latest(self, name: str, *, after: int = -1, limit: int = PAGE) -> dict[int, EpochRow]:
         return self.store.latest_epochs(find_sweep(self.store, name).id, after, limit)
 
@@ -342,6 +361,20 @@ class SweepService(Sweeps):
     def _note(self, action: str, target: str, data: Mapping[str, Any] | None = None) -> None:
         """Before it is done: what was done and not noted would be worse than the other way round."""
         self.store.add_action(ActionRow(self.actor, action, target, dict(data or {})))
+
+
+METRIC = r"[\w./-]{1,64}"
+
+
+def _rounded(curve: Curve) -> Curve:
+    """To six digits: a third of the bytes, and no picture shows more."""
+    return replace(
+        curve,
+        metrics={
+            name: [None if value is None else float(f"{value:.6g}") for value in column]
+            for name, column in curve.metrics.items()
+        },
+    )
 
 
 OVERLAP_SECONDS = 60.0

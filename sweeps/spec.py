@@ -344,6 +344,7 @@ class SweepSpec(Section):
         max_length=2_000,
         description="WERs hoped for, EPOCH:WER,...: `sweeps show` has what was met",
     )
+    system_metrics: bool = Field(False, description="each epoch's load of CPU, memory and GPU, as `system/...` metrics")
 
     @field_validator("sampler", mode="before")
     @classmethod
@@ -452,7 +453,7 @@ class SweepSpec(Section):
         """What makes this sweep this sweep, as plain JSON: all but how long and how it is run, hopes, and the corpus'
         place.
         """
-        content = self.model_dump(mode="json", exclude={"budget", "workers", "on_alarm", "milestones"})
+        content = self.model_dump(mode="json", exclude={"budget", "workers", "on_alarm", "milestones", "system_metrics"})
         for place in ("path", "annotations", "vocabulary"):
             del content["corpus"][place]
         content["corpus"]["filter"] = self.corpus.filter or "none"

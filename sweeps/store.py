@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock
@@ -36,6 +37,7 @@ from sqlalchemy import (
     delete,
     event,
     exists,
+    false,
     func,
     insert,
     literal,
@@ -68,6 +70,7 @@ from sweeps.errors import (
 from sweeps.records import (
     ActionRow,
     Claim,
+    Curve,
     DecisionRow,
     EpochRow,
     EventRow,
@@ -129,6 +132,7 @@ _UPGRADE_LOCK = 0x73776565_70730001  # PostgreSQL's advisory lock of the schema 
 _EVENTS_LOCK = 0x73776570  # and one of the order of a sweep's events: "swep", its id
 _EPOCHS_AT_ONCE = _TRIALS_AT_ONCE = 1_000
 RANGE_TEST_RUN = "range_test_run"  # the fact that holds its run
+PICTURES = "pictures"  # and the one that holds which run has the pictures, and their paths
 _POOL_SECONDS = 10.0  # what a thread waits for a connection of the store
 _MEMORIES = 8  # sweeps of which a store remembers what it has read
 _USED_SECONDS = 60.0  # how exactly a token's last use is known
@@ -149,6 +153,7 @@ _TOKEN = [tokens.c[f.name] for f in fields(TokenRow)]
 _ACTION = [actions.c[f.name] for f in fields(ActionRow)]
 _CLAIM = [trials.c["id" if f.name == "trial_id" else f.name] for f in fields(Claim)]
 _next_revision = trials.c.revision + 1
+_NOTHING_SHOWN: Mapping[int, Mapping[str, Any]] = MappingProxyType({})
 
 
 def database_url(url: str) -> URL:
@@ -453,7 +458,7 @@ class Store:
         mine = select(trials.c.id).where(trials.c.sweep_id == sweep_id)
         with self._write() as connection:
             connection.execute(select(sweeps.c.id).where(sweeps.c.id == sweep_id).with_for_update())
-            for table in (epochs, decisions):
+            for table in (epochs, tables.examples, decisions):
                 connection.execute(delete(table).where(table.c.trial_id.in_(mine)))
             for table in (events, trials):
                 connection.execute(delete(table).where(table.c.sweep_id == sweep_id))
@@ -619,8 +624,13 @@ class Store:
                 connection.execute(update(trials).where(_mine(claim)).values(reserved_epochs=epoch))
             return True
 
-    def record(self, claim: Claim, rows: Sequence[EpochRow]) -> None:
+    def record(
+        self, claim: Claim, rows: Sequence[EpochRow], shown: Mapping[int, Mapping[str, Any]] = _NOTHING_SHOWN
+    ) -> None:
         """Write epochs. One that is there already stays as it is, so a replay changes nothing.
+
+        Args:
+            shown: examples of some of these epochs, see `model.examples`.
 
         Raises:
             ValueError: a number that is not finite.
@@ -648,6 +658,9 @@ class Store:
                 insert(epochs).values(recorded_at=now()),
                 [{**asdict(row), "trial_id": claim.trial_id, "recorded_at": None} for row in new],
             )
+            if kept := [row.epoch for row in new if row.epoch in shown]:
+                contents = [{"trial_id": claim.trial_id, "epoch": epoch, "content": shown[epoch]} for epoch in kept]
+                connection.execute(insert(tables.examples), contents)
             last = max(held.epochs, *(row.epoch for row in new))
             wers = [(row.metrics["dev/wer"], row.epoch) for row in new if "dev/wer" in row.metrics]
             if held.best_wer is not None:
@@ -842,6 +855,20 @@ class Store:
             found.append(SweepStatus(_sweep_row(row), counts, epochs_of_it, best.get(row.id)))
         return found
 
+    def verdicts(self) -> dict[int, dict[str, int]]:
+        """How many trials have each verdict, by the id of their sweep."""
+        rows = (
+            select(trials.c.sweep_id, trials.c.verdict, func.count())
+            .where(trials.c.verdict.is_not(None))
+            .group_by(trials.c.sweep_id, trials.c.verdict)
+            .order_by(trials.c.sweep_id, trials.c.verdict)
+        )
+        found: dict[int, dict[str, int]] = {}
+        with self._read() as connection:
+            for sweep_id, verdict, number in connection.execute(rows):
+                found.setdefault(sweep_id, {})[verdict] = number
+        return found
+
     def siblings(self, sweep: SweepRow) -> list[TrialRow]:
         """`trials`, for who asks again and again: those that were over are remembered, and not read again. (What may
         be old of them is what was shipped: `run_id`, `mirrored_revision`.)
@@ -902,6 +929,43 @@ class Store:
             )
             return {row[0]: EpochRow(*row[1:]) for row in rows}
 
+    def columns(
+        self,
+        sweep_id: int,
+        metrics: Sequence[str],
+        after: int = -1,
+        limit: int | None = None,
+        beyond: Mapping[int, int] | None = None,
+    ) -> dict[int, Curve]:
+        """Those metrics of each trial that has epochs, by the trial's number: of all, or of those above `after`, so
+        many at most; with `beyond` of those numbers alone, and only the epochs behind the one that is named.
+        """
+        mine = and_(trials.c.sweep_id == sweep_id, trials.c.number > after, trials.c.epochs > 0)
+        values = [epochs.c.metrics[name].as_float() for name in metrics]
+        rows = (
+            select(trials.c.number, epochs.c.epoch, *values)
+            .join_from(trials, epochs, epochs.c.trial_id == trials.c.id)
+            .where(mine)
+            .order_by(trials.c.number, epochs.c.epoch)
+        )
+        if beyond is not None:
+            new = [and_(trials.c.number == number, epochs.c.epoch > epoch) for number, epoch in beyond.items()]
+            rows = rows.where(or_(false(), *new))
+        found: dict[int, Curve] = {}
+        with self._read() as connection:
+            if limit is not None:
+                some = select(trials.c.number).where(mine).order_by(trials.c.number).limit(limit).subquery()
+                last = connection.scalar(select(func.max(some.c.number)))
+                rows = rows.where(trials.c.number <= (-1 if last is None else last))
+            for number, epoch, *measured in connection.execute(rows):
+                curve = found.get(number)
+                if curve is None:
+                    curve = found[number] = Curve([], {name: [] for name in metrics})
+                curve.epochs.append(epoch)
+                for column, value in zip(curve.metrics.values(), measured, strict=True):
+                    column.append(value)
+        return found
+
     def sweep_epochs(self, sweep_id: int) -> dict[int, list[EpochRow]]:
         """The epochs of every trial, by trial id; a trial without any has an empty list."""
         with self._read() as connection:
@@ -956,6 +1020,14 @@ class Store:
         with self._read() as connection:
             mine = select(*_EVENT).where(events.c.sweep_id == sweep_id, events.c.id > after)
             return [EventRow(*row) for row in connection.execute(mine.order_by(events.c.id).limit(limit))]
+
+    def last_events(self, sweep_id: int, limit: int) -> list[EventRow]:
+        """The newest first."""
+        with self._read() as connection:
+            rows = connection.execute(
+                select(*_EVENT).where(events.c.sweep_id == sweep_id).order_by(events.c.id.desc()).limit(limit)
+            )
+            return [EventRow(*row) for row in rows]
 
     def last_event(self, sweep_id: int) -> int:
         """Id of the last event, 0 for none."""
@@ -1058,6 +1130,13 @@ class Store:
             condemned = {row.trial_id: row for row in _decided(connection, trials.c.id.in_(ids))}
         return [Pending(trial, waiting[trial.id], condemned.get(trial.id)) for trial in found]
 
+    def examples(self, trial_id: int) -> dict[int, dict[str, Any]]:
+        """What the trial read into some sentences, by epoch, ascending: see `model.examples`."""
+        rows = tables.examples
+        with self._read() as connection:
+            wanted = select(rows.c.epoch, rows.c.content).where(rows.c.trial_id == trial_id).order_by(rows.c.epoch)
+            return {row.epoch: row.content for row in connection.execute(wanted)}
+
     def count_pending(self, sweep_id: int) -> tuple[int, int]:
         """How many trials the tracking server has not seen all of, and how many epochs."""
         shown = and_(trials.c.sweep_id == sweep_id, trials.c.hyperparameters.is_not(None))
@@ -1071,7 +1150,7 @@ class Store:
         mine = select(trials.c.id).where(trials.c.sweep_id == sweep_id)
         with self._write() as connection:
             sweep = _lock_sweep(connection, sweep_id)
-            facts = {key: fact for key, fact in sweep.facts.items() if key != RANGE_TEST_RUN}
+            facts = {key: fact for key, fact in sweep.facts.items() if key not in (RANGE_TEST_RUN, PICTURES)}
             place = {"tracking": tracking, "experiment_id": experiment_id}
             connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(**place, facts=facts))
             connection.execute(

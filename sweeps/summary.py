@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +92,25 @@ def powershell_line(words: Sequence[str]) -> str:
     """The words as a line for PowerShell, where a comma makes a list, and a quoted command is only text without `&`."""
     quoted = [word if re.fullmatch(r"[\w.:/\\=+-]+", word) else "'" + word.replace("'", "''") + "'" for word in words]
     return " ".join(["&", *quoted] if quoted[0] != words[0] else quoted)
+
+
+def words_of(line: str, platform: str = sys.platform) -> list[str]:
+    """The words of a line that `shell_line` made on this platform."""
+    if platform != "win32":
+        return shlex.split(line)
+    words = re.findall(r"'((?:[^']|'')*)'|([^\s']+)", line.removeprefix("& "))
+    return [plain or quoted.replace("''", "'") for quoted, plain in words]
+
+
+def in_shells(line: str) -> list[str]:
+    """A line of `shell_line`, and where another shell would read it otherwise, the line for that one: with the `python`
+    of whoever reads it, who is on another system.
+    """
+    words = words_of(line)[1:]
+    here, there = shlex.join, powershell_line
+    if sys.platform == "win32":
+        here, there = there, here
+    return [line] if here(words) == there(words) else [line, there(["python", *words])]
 
 
 @dataclass(frozen=True)
@@ -221,41 +239,3 @@ def parameters(trial: TrialRow) -> str:
     """Hyperparameters and overrides, short."""
     values = {SHORT.get(k, k): v for k, v in {**(trial.hyperparameters or {}), **trial.overrides}.items()}
     return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
-
-
-DESCRIPTION_LENGTH = 8000
-"""What an MLflow tag holds."""
-
-
-def description(sweep: SweepRow, trials: Sequence[TrialRow], command: str | None, found: Conclusions) -> str:
-    """The sweep so far in Markdown, for the head of its MLflow experiment: as many trials as there is room for."""
-    counts = Counter(t.state.value for t in trials)
-    best = best_trial(trials)
-    lines = [
-        f"**Sweep `{sweep.name}`**: {sweep.state.value.lower()}, "
-        + (", ".join(f"{n} {state.lower()}" for state, n in sorted(counts.items())) or "no trial yet")
-        + f" of {sweep.budget['trials']} trials. The best constant sentence scores "
-        f"{sweep.facts['constant_wer']:.1%} WER: a run that is not clearly below has used nothing of its input.",
-        "",
-    ]
-    if best is not None and command:
-        lines += [f"Best: trial {trial_label(best)}, dev WER {best.best_wer:.1%}.", "", f"```\n{command}\n```", ""]
-    for heading, sentences in sections(sweep, trials, found):
-        lines += [f"**{heading}**", "", *(f"- {' '.join(sentence.split())}" for sentence in sentences), ""]
-    lines += [
-        "| trial | state | verdict | best WER | epochs | hyperparameters | why |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    room = DESCRIPTION_LENGTH - len("\n".join(lines)) - 100
-    ranked = sorted(trials, key=lambda t: (t.best_wer is None, t.best_wer or 0.0, t.number))
-    for shown, t in enumerate(ranked):
-        wer = "" if t.best_wer is None else f"{t.best_wer:.1%}"
-        verdict = f"{t.verdict or ''}{' (audited)' if is_audit(t, found) else ''}"
-        cells = [trial_label(t), t.state.value, verdict, wer, str(t.epochs), parameters(t), t.reason]
-        row = f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in cells)} |"
-        room -= len(row) + 1
-        if shown == 30 or room < 0:
-            lines += ["", f"The {len(ranked) - shown} other trials stand among the runs below."]
-            break
-        lines.append(row)
-    return "\n".join(lines)

@@ -135,6 +135,15 @@ epochs = Table(
     Column("mirrored_at", Double),
 )
 
+# What a run read into a few sentences at some epochs. Apart from the epochs, which are read all the time.
+examples = Table(
+    "sweep_examples",
+    metadata,
+    Column("trial_id", ForeignKey("sweep_trials.id"), primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("content", json, nullable=False),
+)
+
 workers = Table(
     "sweep_workers",
     metadata,

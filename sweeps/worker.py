@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from multiprocessing.connection import Connection
@@ -37,6 +37,7 @@ from sweeps.spec import FloatRange, SweepSpec, corpus_of, spec_of
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
 from sweeps.study import Study, suggest
+from sweeps.system_metrics import SystemMetrics
 from sweeps.trainers import load_trainer, make_trainer, trainer_name
 from tracking.writer import ExperimentWriter, TrackingRefused, TrackingUnavailable
 
@@ -406,6 +407,7 @@ def train(
         if share is not None and len(reports) < claim.epochs and share.fetch(files.last, beyond=len(reports)):
             reports = checkpoints.resume(folder, claim.number, claim.attempt, identity, trainer) or reports
         run = f"{sweep.name}/{claim.name or claim.number}"
+        busy = SystemMetrics() if spec.system_metrics else None
         first = min(claim.epochs, len(reports))  # judged as well: a crash may have come between steps 4 and 5
         while True:
             try:
@@ -434,6 +436,8 @@ def train(
                     share.flush()
                 _stopped(store, claim, lease)
                 return
+            if busy is not None:
+                report = replace(report, metrics={**report.metrics, **busy.look()})
             better = is_best(report.wer, [r.wer for r in reports])
             reports.append(report)
             try:

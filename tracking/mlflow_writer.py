@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
+import platform
 import posixpath
+import shutil
+import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,11 +17,31 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from mlflow.entities import Metric, Param, Run, RunTag
+import numpy as np
+from mlflow.entities import Dataset as DatasetEntity
+from mlflow.entities import (
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.entities import RunStatus as MlflowStatus
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, Schema, TensorSpec
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_DATASET_CONTEXT,
+    MLFLOW_LOGGED_ARTIFACTS,
+    MLFLOW_LOGGED_IMAGES,
+    MLFLOW_RUN_NAME,
+)
+from PIL import Image
 from requests import RequestException
 
 from tracking.artifacts import artifact_name, placed
@@ -25,8 +51,10 @@ from tracking.writer import (
     ENDED,
     MAX_NAME_LENGTH,
     NO_TAGS,
+    Dataset,
     EpochPoint,
     ExperimentWriter,
+    ModelFile,
     RunStatus,
     RunWriter,
     TrackingRefused,
@@ -35,6 +63,9 @@ from tracking.writer import (
 )
 
 _KEY_TAG = "sweep_key"
+_SMALL_IMAGE = 1024
+"""Pixels. MLflow's own 256 make words unreadable; the page shows this one first, and slides through it."""
+_MAX_DATASET_NAME, _MAX_DIGEST = 500, 36
 _DESCRIPTION_TAG = "mlflow.note.content"
 # MLflow's page guesses, and asks, what an experiment is for unless this tag says so.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -141,6 +172,27 @@ class _MlflowExperiment:
                 self._delete(other)
         return self.existing(run_id)
 
+    def log_model(self, run_id: str, step: int, model: ModelFile) -> str:
+        key = f"{_KEY_TAG} = '{_quote(model.key)}'"
+        with _translated(self._tracking_uri):
+            for there in self._client.search_logged_models([self.experiment_id], f"tags.{key}"):
+                if there.status == LoggedModelStatus.READY:
+                    return str(there.model_id)
+                self._client.delete_logged_model(there.model_id)  # of a caller that died in the middle
+            made = self._client.create_logged_model(
+                self.experiment_id,
+                name=model.name,
+                source_run_id=run_id,
+                tags={_KEY_TAG: _quote(model.key), **model.facts},
+                model_type="ctc",
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                _write_model(Path(folder), model, run_id, made.model_id)
+                self._client.log_model_artifacts(made.model_id, folder)
+            self._client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step)])
+            self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+        return str(made.model_id)
+
     def holds(self, run_id: str) -> bool:
         with _translated(self._tracking_uri):
             try:
@@ -210,8 +262,9 @@ class _MlflowRun:
             ]
         )
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._log_batch(tags=[RunTag(name, cut(value)) for name, value in tags.items()])
+    def set_tags(self, tags: Mapping[str, str], name: str | None = None) -> None:
+        named = {} if name is None else {MLFLOW_RUN_NAME: cut(name, MAX_NAME_LENGTH)}
+        self._log_batch(tags=[RunTag(label, cut(value)) for label, value in {**tags, **named}.items()])
 
     def set_status(self, status: RunStatus, end_time_ms: int | None = None) -> None:
         with _translated(self._tracking_uri):
@@ -224,13 +277,41 @@ class _MlflowRun:
                 self.run_id, MlflowStatus.from_string(status), end, None
             )
 
-    def rename(self, name: str) -> None:
-        with _translated(self._tracking_uri):
-            self._client.update_run(self.run_id, name=cut(name, MAX_NAME_LENGTH))
-
     def log_artifact(self, file: Path, folder: str = "") -> None:
         with _translated(self._tracking_uri):
             self._client.log_artifact(self.run_id, str(file), folder or None)
+
+    # `MlflowClient.log_image` and `log_table` are not idempotent: they make up an id a call, and append. These write
+    # the same files under names that follow from what they hold, and the tags that tell MLflow's page to look.
+
+    def log_image(self, key: str, step: int, timestamp_ms: int, png: bytes) -> None:
+        unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.run_id}/{key}/{step}")
+        name = f"{key.replace('/', '~')}+step+{step}+timestamp+{timestamp_ms}+{unique}"
+        with _translated(self._tracking_uri), tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / f"{name}.png").write_bytes(png)
+            small = Image.open(io.BytesIO(png))
+            small.thumbnail((_SMALL_IMAGE, _SMALL_IMAGE))
+            small.save(Path(folder) / f"{name}+compressed.webp", lossless=True)
+            self._client.log_artifacts(self.run_id, folder, "images")
+            self._client.set_tag(self.run_id, MLFLOW_LOGGED_IMAGES, "True")
+
+    def log_table(self, file: str, columns: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> None:
+        content = {"columns": list(columns), "data": [list(row) for row in rows]}
+        with _translated(self._tracking_uri):
+            self._client.log_text(self.run_id, json.dumps(content), artifact_name(file))
+            self._client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([{"path": file, "type": "table"}]))
+
+    def log_dataset(self, dataset: Dataset) -> None:
+        entity = DatasetEntity(
+            name=cut(dataset.name, _MAX_DATASET_NAME),
+            digest=dataset.digest[:_MAX_DIGEST],
+            source_type="local",
+            source=json.dumps({"uri": dataset.source}),
+            profile=json.dumps(dict(dataset.facts)),
+        )
+        inputs = [DatasetInput(entity, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])]
+        with _translated(self._tracking_uri):
+            self._client.log_inputs(self.run_id, inputs)
 
     def delete_artifacts(self, folder: str) -> None:
         artifact_name(folder)  # a plain path
@@ -246,6 +327,18 @@ class _MlflowRun:
     def _log_batch(self, **entities: Any) -> None:
         with _translated(self._tracking_uri):
             self._client.log_batch(self.run_id, **entities)
+
+
+def _write_model(folder: Path, model: ModelFile, run_id: str, model_id: str) -> None:
+    """MLflow's own format, without its detours: nothing is pickled, run or guessed to write it."""
+    shutil.copyfile(model.file, folder / model.file.name)
+    (folder / "requirements.txt").write_text("".join(f"{each}\n" for each in model.requirements), encoding="utf-8")
+    inputs = Schema([TensorSpec(np.dtype("float32"), (-1, model.width))])
+    signature = ModelSignature(inputs=inputs, outputs=Schema([ColSpec("string")]))
+    described = Model(run_id=run_id, model_id=model_id, signature=signature, metadata=dict(model.facts))
+    described.add_flavor("python_function", loader_module=model.loader, data=model.file.name,
+                         python_version=platform.python_version())  # fmt: skip
+    described.save(str(folder / "MLmodel"))
 
 
 def _quote(key: str) -> str:

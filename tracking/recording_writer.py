@@ -13,7 +13,9 @@ from tracking.writer import (
     ENDED,
     MAX_NAME_LENGTH,
     NO_TAGS,
+    Dataset,
     EpochPoint,
+    ModelFile,
     RunStatus,
     TrackingRefused,
     cut,
@@ -35,6 +37,12 @@ class RecordingRun:
     curves: dict[str, list[tuple[int, int, float]]] = field(default_factory=dict)
     """Metric name to its points (step, timestamp_ms, value), in the order they came."""
     artifacts: dict[str, bytes] = field(default_factory=dict)
+    images: dict[tuple[str, int], bytes] = field(default_factory=dict)
+    """By key and step."""
+    tables: dict[str, list[list[str | int | float]]] = field(default_factory=dict)
+    """By file; the columns' names first."""
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+    """By digest."""
     closed: bool = False
 
     def log_params(self, params: Mapping[str, str]) -> None:
@@ -53,18 +61,25 @@ class RecordingRun:
                 if entry not in curve:
                     curve.append(entry)
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
+    def set_tags(self, tags: Mapping[str, str], name: str | None = None) -> None:
         self.tags.update({name: cut(value) for name, value in tags.items()})
+        self.name = self.name if name is None else cut(name, MAX_NAME_LENGTH)
 
     def set_status(self, status: RunStatus, end_time_ms: int | None = None) -> None:
         self.status = status
         self.end_time_ms = (end_time_ms or self.end_time_ms or _now_ms()) if status in ENDED else None
 
-    def rename(self, name: str) -> None:
-        self.name = cut(name, MAX_NAME_LENGTH)
-
     def log_artifact(self, file: Path, folder: str = "") -> None:
         self.artifacts[str(PurePosixPath(folder) / file.name)] = file.read_bytes()
+
+    def log_image(self, key: str, step: int, timestamp_ms: int, png: bytes) -> None:
+        self.images[(key, step)] = png
+
+    def log_table(self, file: str, columns: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> None:
+        self.tables[file] = [list(columns), *map(list, rows)]
+
+    def log_dataset(self, dataset: Dataset) -> None:
+        self.datasets[dataset.digest] = dataset
 
     def delete_artifacts(self, folder: str) -> None:
         artifact_name(folder)
@@ -87,6 +102,8 @@ class RecordingExperiment:
     tags: dict[str, str] = field(default_factory=dict)
     runs: dict[str, RecordingRun] = field(default_factory=dict)
     deleted: list[RecordingRun] = field(default_factory=list)
+    models: dict[str, tuple[str, int, ModelFile]] = field(default_factory=dict)
+    """By key: run, step and model."""
 
     def describe(self, markdown: str) -> None:
         self.description = cut(markdown)
@@ -109,6 +126,11 @@ class RecordingExperiment:
 
     def settle(self, key: str, run_id: str) -> RecordingRun:
         return self.existing(run_id)  # here no key has two runs
+
+    def log_model(self, run_id: str, step: int, model: ModelFile) -> str:
+        if model.key not in self.models:
+            self.models[model.key] = (run_id, step, model)
+        return f"m-{list(self.models).index(model.key)}"
 
     def holds(self, run_id: str) -> bool:
         return any(run.run_id == run_id for run in [*self.runs.values(), *self.deleted])

@@ -218,14 +218,14 @@ def server_version(uri: str, timeout: float = 10) -> str:
     Raises:
         TrackingUnavailable: none answers there.
     """
-    answer = _ask(uri, "/version", timeout)
+    answer = ask(uri, "/version", timeout)
     return answer.text.strip() if answer.status_code == 200 else ""
 
 
 def _check_http(uri: str, timeout: float) -> None:
     where, way_out = without_credentials(uri), _WAY_OUT
     # Not /health: that one answers without a password and to every host name.
-    answer = _ask(uri, "/api/2.0/mlflow/experiments/search", timeout, max_results=1)
+    answer = ask(uri, "/api/2.0/mlflow/experiments/search", timeout, max_results=1)
     if answer.status_code == 401:
         way_out = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     elif answer.status_code == 403:
@@ -235,7 +235,12 @@ def _check_http(uri: str, timeout: float) -> None:
     raise TrackingUnavailable(f"{where} answers with HTTP status {answer.status_code}, not as MLflow should: {way_out}")
 
 
-def _ask(uri: str, path: str, timeout: float, **params: int) -> Response:
+def ask(uri: str, path: str, timeout: float = 10, **params: int | str) -> Response:
+    """What an MLflow server at `http(s)://...` answers, whatever its status.
+
+    Raises:
+        TrackingUnavailable: none answers there.
+    """
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request

@@ -11,13 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
-from tracking.writer import ENDED, EpochPoint, ExperimentWriter, RunStatus, TrackingRefused
+from tracking.writer import ENDED, Dataset, EpochPoint, ExperimentWriter, ModelFile, RunStatus, TrackingRefused
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
+    "0000000c49444154789c6360606000000004000148afa4710000000049454e44ae426082"
+)
+"""One black point."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,13 @@ class StoredRun:
     curves: Mapping[str, list[tuple[int, int, float]]]
     """Metric name to its points (step, timestamp_ms, value), ordered by step."""
     artifacts: Mapping[str, bytes]
+    """Without images and tables."""
+    images: Mapping[tuple[str, int], bytes]
+    """By key and step."""
+    tables: Mapping[str, list[list[str | int | float]]]
+    """By file; the columns' names first."""
+    datasets: Mapping[str, str]
+    """Name by digest."""
 
 
 class Tracker(Protocol):
@@ -44,6 +57,9 @@ class Tracker(Protocol):
     def stored(self, run_id: str) -> StoredRun: ...
 
     def description(self) -> str: ...
+
+    def models(self) -> Mapping[str, Mapping[str, str]]:
+        """By id, the facts of each that can be loaded."""
 
 
 class WriterContract:
@@ -98,9 +114,11 @@ class WriterContract:
         def write() -> None:
             run.log_params({"learning_rate": "0.0005"})
             run.log_epochs(points)
-            run.set_tags({"verdict": "learned"})
+            run.set_tags({"verdict": "learned"}, "renamed")
             run.log_artifact(file, "files")
-            run.rename("renamed")
+            run.log_image("posteriorgram", 2, 2_000, PNG)
+            run.log_table("sentences.json", ["epoch", "hypothesis"], [[1, ""], [2, "REGEN Ä"]])
+            run.log_dataset(Dataset("si5", "0123abcd", "data/si5", {"train": 4_667}))
             run.set_status("FINISHED", 9_000)
 
         write()
@@ -110,6 +128,9 @@ class WriterContract:
         assert tracker.stored(run.run_id) == once
         assert once.curves["dev/wer"] == [(epoch, 1_000 + epoch, 1 / epoch) for epoch in range(1, 6)]
         assert once.artifacts == {"files/config.json": b"{}"}
+        assert once.images == {("posteriorgram", 2): PNG}
+        assert once.tables == {"sentences.json": [["epoch", "hypothesis"], [1, ""], [2, "REGEN Ä"]]}
+        assert once.datasets == {"0123abcd": "si5"}
         assert once.name == "renamed"
 
     def test_artifacts_are_deleted_by_folder(
@@ -194,10 +215,36 @@ class WriterContract:
         assert stored.tags["over"] == "y" * 7_999 + "…"
         assert tracker.description() == "z" * 7_999 + "…"
 
+    def test_images_are_kept_by_key_and_step_and_a_table_is_replaced(
+        self, experiment: ExperimentWriter, tracker: Tracker
+    ) -> None:
+        run = experiment.run("sweep/1", "first", 1_000)
+        for key, step in (("log/probs", 1), ("log/probs", 2), ("other", 1)):
+            run.log_image(key, step, 1_000 + step, PNG)
+        run.log_table("a.json", ["n"], [[1]])
+        run.log_table("a.json", ["n"], [[1], [2]])
+        stored = tracker.stored(run.run_id)
+        assert stored.images == {("log/probs", 1): PNG, ("log/probs", 2): PNG, ("other", 1): PNG}
+        assert stored.tables == {"a.json": [["n"], [1], [2]]}
+        assert stored.artifacts == {}
+
+    def test_a_model_is_kept_once_under_its_key(
+        self, experiment: ExperimentWriter, tracker: Tracker, tmp_path: Path
+    ) -> None:
+        run, file = experiment.run("sweep/1", "first", 1_000), tmp_path / "00003.best.pt"
+        file.write_bytes(b"weights")
+        facts = {"trial": '3 "fixed" Ä', "dev_wer": "0.2250"}
+        model = ModelFile("sweep@1/best/3", "sweep-best", file, "tracking.testing", ["numpy"], 28, facts)
+        first = experiment.log_model(run.run_id, 7, model)
+        assert experiment.log_model(run.run_id, 7, model) == first
+        other = experiment.log_model(run.run_id, 9, replace(model, key="sweep@1/best/4"))
+        assert other != first
+        assert tracker.models() == {first: facts, other: facts}
+
     def test_rename_and_describe(self, experiment: ExperimentWriter, tracker: Tracker) -> None:
         run = experiment.run("sweep/1", "first", 1_000)
-        run.rename("fixed")
-        run.rename("fixed (best)")
+        run.set_tags({}, "fixed")
+        run.set_tags({"a": "b"}, "fixed (best)")
         experiment.describe("# so far")
         experiment.describe("# done")
         assert tracker.stored(run.run_id).name == "fixed (best)"

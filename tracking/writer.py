@@ -48,6 +48,38 @@ class EpochPoint:
                 raise ValueError(f"metric {name!r} is {value} at step {self.step}: leave out what is not finite")
 
 
+@dataclass(frozen=True)
+class Dataset:
+    """What runs are trained on."""
+
+    name: str
+    digest: str
+    """Tells it from every other one; at most 36 characters are kept."""
+    source: str
+    """Where it lies."""
+    facts: Mapping[str, str | int | float]
+    """Its sizes, for a person."""
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A trained model as one file, and how it is loaded."""
+
+    key: str
+    """Tells it from every other one of the experiment."""
+    name: str
+    file: Path
+    loader: str
+    """The Python module whose `_load_pyfunc(path)` gives an object with `predict`; a package of it must be installed
+    where the model is loaded."""
+    requirements: Sequence[str]
+    """What pip has to install for that."""
+    width: int
+    """Columns of its input: float32 (frames, width); its output is text."""
+    facts: Mapping[str, str]
+    """What it was measured to be, for a person."""
+
+
 class RunWriter(Protocol):
     """Writes one run. Ended runs accept everything a running one does."""
 
@@ -64,8 +96,10 @@ class RunWriter(Protocol):
     def log_epochs(self, points: Sequence[EpochPoint]) -> None:
         """Add points to the run's curves, any number at a time."""
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set or replace tags; a value above 8,000 characters is cut and ends in an ellipsis."""
+    def set_tags(self, tags: Mapping[str, str], name: str | None = None) -> None:
+        """Set or replace tags, and the run's name if one is given; a value above 8,000 characters is cut and ends in an
+        ellipsis.
+        """
 
     def set_status(self, status: RunStatus, end_time_ms: int | None = None) -> None:
         """Any status may follow any other: a resumed trial goes back to RUNNING and loses its end time.
@@ -73,10 +107,17 @@ class RunWriter(Protocol):
         For an ended status without `end_time_ms` the stored end time stays; if there is none it becomes now.
         """
 
-    def rename(self, name: str) -> None: ...
-
     def log_artifact(self, file: Path, folder: str = "") -> None:
         """Copy `file` into the run's artifacts, under `folder`; a file of that name is replaced."""
+
+    def log_image(self, key: str, step: int, timestamp_ms: int, png: bytes) -> None:
+        """Add a picture to those under `key`, through whose steps a person may slide."""
+
+    def log_table(self, file: str, columns: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> None:
+        """Write a table to the artifact `file` (`NAME.json`), in the place of the one before."""
+
+    def log_dataset(self, dataset: Dataset) -> None:
+        """Say what the run was trained on."""
 
     def delete_artifacts(self, folder: str) -> None:
         """Remove what is under `folder`; nothing happens where there is nothing."""
@@ -111,6 +152,12 @@ class ExperimentWriter(Protocol):
 
     def settle(self, key: str, run_id: str) -> RunWriter:
         """The run `run_id`, from now on the only one that carries `key`: others that do are deleted."""
+
+    def log_model(self, run_id: str, step: int, model: ModelFile) -> str:
+        """Keep a model as one that the run `run_id` came to at `step`; one that is there under `model.key` stays.
+
+        Returns: the id under which it is loaded.
+        """
 
     def holds(self, run_id: str) -> bool:
         """Whether that run is in this experiment, be it a deleted one."""

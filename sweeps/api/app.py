@@ -14,6 +14,7 @@ from sweeps.api.access import Access, reader
 from sweeps.api.gate import Gate
 from sweeps.api.live import Streams
 from sweeps.api.metrics import Requests, SweepsCollector
+from sweeps.api.pages.routes import router as pages
 from sweeps.api.ready import Ready
 from sweeps.api.remembered import Remembered
 from sweeps.api.routes import router
@@ -24,23 +25,25 @@ MOST_PREPARING = 2
 """Corpora that are read at the same time."""
 
 
-def make_app(service: SweepService, access: Access, hosts: Collection[str]) -> FastAPI:
+def make_app(service: SweepService, access: Access, hosts: Collection[str], tracking_uri: str | None = None) -> FastAPI:
     """
     Args:
         service: answers; its `actor` is replaced by whoever asks.
         hosts: names that the server is asked for by; see `Gate`.
+        tracking_uri: the MLflow server that the pages link to; None: the one that a sweep says it is on.
     """
-    # No pages that fetch their scripts from elsewhere.
+    # None of FastAPI's pages, which fetch their scripts from elsewhere.
     app = FastAPI(
         title="Sweeps", version=VERSION, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
     app.state.service, app.state.access = service, access
     app.state.preparing, app.state.streams = threading.Semaphore(MOST_PREPARING), Streams()
-    app.state.remembered = Remembered()
+    app.state.remembered, app.state.tracking = Remembered(), tracking_uri
     registry = CollectorRegistry()
     registry.register(SweepsCollector(service.store))
     problems.install(app)
     app.include_router(router)
+    app.include_router(pages)
 
     @app.get("/v1/openapi.json", dependencies=[Depends(reader)], include_in_schema=False)
     def openapi() -> JSONResponse:

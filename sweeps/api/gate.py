@@ -19,7 +19,8 @@ BODY_SECONDS = 30.0
 
 class Gate:
     """ASGI middleware. A page of another site must not speak for the person before it, be it by a name that leads here
-    (Host) or by a form (Origin); a body that is too large is not read to its end.
+    (Host), by a form (Origin) or by whatever else it loads (Sec-Fetch-Site); a body that is too large is not read to
+    its end.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], most_bytes: int = MOST_BYTES) -> None:
@@ -54,6 +55,9 @@ class Gate:
         origin = headers.get("origin")
         if scope["method"] not in SAFE and origin is not None and _place(origin) != headers.get("host"):
             await refuse(403, "other-site", f"a page of {origin[:200]} may not ask for changes here")
+            return
+        if _from_another_site(scope["method"], headers):
+            await refuse(403, "other-site", "a page of another site may link here, and ask for nothing else")
             return
         try:
             body = await self._body(headers, receive)
@@ -93,6 +97,15 @@ class Gate:
                 if len(body) > self._most_bytes:
                     return None
         return bytes(body)
+
+
+def _from_another_site(method: str, headers: Headers) -> bool:
+    """Whether a browser says that another site's page is behind this, and not a person who follows a link. Other ports
+    of this machine are other sites too. What is no browser says nothing.
+    """
+    if headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none"):
+        return False
+    return method not in SAFE or headers.get("sec-fetch-mode") != "navigate"
 
 
 def _place(origin: str) -> str | None:

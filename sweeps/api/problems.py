@@ -27,6 +27,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 """Of every answer."""
 
@@ -110,6 +111,15 @@ def install(app: FastAPI) -> None:
     for kind in STATUS:
         app.add_exception_handler(kind, _expected)
     app.add_exception_handler(Exception, _unexpected)
+
+
+def answer_to(request: Request, error: Exception) -> JSONResponse:
+    """The problem document of an error that is expected."""
+    if isinstance(error, Refusal):
+        return _refused(request, error)
+    if isinstance(error, RequestValidationError):
+        return _invalid(request, error)
+    return _expected(request, error)
 
 
 def status_of(error: Exception) -> int:

@@ -12,8 +12,8 @@ from sweeps.api.access import Asker, Operator, Reader, operator, reader
 from sweeps.api.live import Live
 from sweeps.api.problems import MEDIA_TYPE, Problem, Refusal
 from sweeps.api.remembered import Remembered
-from sweeps.interface import PAGE, Best, Created
-from sweeps.records import ActionRow, DecisionRow, EpochRow, EventRow, SweepStatus, TrialRow
+from sweeps.interface import MOST_BEYOND, PAGE, Best, Created
+from sweeps.records import ActionRow, Curve, DecisionRow, EpochRow, EventRow, SweepStatus, TrialRow
 from sweeps.service import SweepService, Watch
 from sweeps.states import TrialState
 from sweeps.summary import Conclusions
@@ -121,6 +121,23 @@ def trial(name: SweepName, trial: TrialName, service: Reading) -> TrialRow:
 def curve(name: SweepName, trial: TrialName, service: Reading) -> list[EpochRow]:
     """Every epoch of a trial so far."""
     return service.curve(name, trial)
+
+
+@router.get("/sweeps/{name}/curves")
+def curves(
+    name: SweepName,
+    service: Reading,
+    metric: Annotated[list[str] | None, Query(description="by name, again for more")] = None,
+    after: After = -1,
+    limit: Limit = PAGE,
+    beyond: Annotated[
+        list[Annotated[str, Query(pattern=r"^([0-9]{1,9}:[0-9]{1,9})?$")]] | None,
+        Query(max_length=MOST_BEYOND, description="TRIAL:EPOCH, again for more: only those, and what is behind that"),
+    ] = None,
+) -> dict[int, Curve]:
+    """Some metrics of every trial that has epochs, by the trial's number, in columns and to six digits."""
+    known = None if beyond is None else {int(n): int(e) for n, _, e in (each.partition(":") for each in beyond if each)}
+    return service.curves(name, metric or (), after=after, limit=limit, beyond=known)
 
 
 @router.get("/sweeps/{name}/latest")

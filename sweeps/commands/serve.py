@@ -95,7 +95,7 @@ def serve(
         sock = stack.enter_context(listening(host, port))
         bound = sock.getsockname()[1]
         hosts = {"localhost", "127.0.0.1", "::1", host, socket.gethostname(), *(allowed_host or [])}
-        app = make_app(service, Access(store, required=required, rate=rate), hosts)
+        app = make_app(service, Access(store, required=required, rate=rate), hosts, tracking_uri)
         shown = f"[{host}]" if ":" in host else host
         print(f"serving http://{shown}:{bound} ({'with' if required else 'without'} tokens)", flush=True)
         logging.getLogger("uvicorn.access").setLevel(logging.WARNING)

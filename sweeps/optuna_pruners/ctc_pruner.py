@@ -122,7 +122,8 @@ class CTCPruner(BasePruner):
         # Optuna's value first: whoever is killed between the two reports this epoch again.
         if report.epoch not in record.intermediate_values:
             trial.report(report.wer, report.epoch)
-        kept = {**asdict(report), "metrics": report.finite()}
+        fields = {name: value for name, value in asdict(report).items() if name != "examples"}
+        kept = {**fields, "metrics": report.finite()}
         trial.storage.set_trial_system_attr(trial._trial_id, f"{PREFIX}{report.epoch}", kept)
 
     def _check(self, report: EpochReport, record: FrozenTrial, done: int) -> None:

@@ -8,16 +8,22 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
+from model.corpus.data import load_corpus
+from model.corpus.features import seen_parts
+from model.metrics import word_errors
 from model.types import METRICS, NOT_EVERY_EPOCH, TrainingConfig
+from sweeps.records import BEST_WER
+from sweeps.spec import corpus_of
 from sweeps.states import SweepState
 from sweeps.store import Store
 from tests.acceptance.commands import (
@@ -33,6 +39,7 @@ from tests.acceptance.commands import (
 )
 from tests.acceptance.conftest import Finished
 from tests.corpora import write_corpus
+from tracking.server import local_server
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -98,10 +105,12 @@ def test_mlflow_holds_every_trial(finished: Finished) -> None:
         seen = shown[trial["number"]]
         tags, params = seen.data.tags, seen.data.params
         assert "mlflow.parentRunId" not in tags
-        assert seen.info.run_name == (trial["name"] or f"trial {trial['number']}")
+        label = f"{trial['number']} {trial['name']}" if trial["name"] else str(trial["number"])
+        assert seen.info.run_name == f"{label}: {trial['verdict'].replace('_', ' ')}"
+        assert seen.data.metrics[BEST_WER] == trial["best_wer"]
         assert set(params) == set(TrainingConfig.model_fields)
         assert {name: float(params[name]) for name in SPACE} == trial["hyperparameters"]
-        assert METRICS.keys() - NOT_EVERY_EPOCH <= seen.data.metrics.keys() <= METRICS.keys()
+        assert METRICS.keys() - NOT_EVERY_EPOCH <= seen.data.metrics.keys() <= {*METRICS, BEST_WER}
         assert tags["name"] == (trial["name"] or "")
         assert tags["verdict"] == trial["verdict"]
         assert tags["reason"] == trial["reason"]
@@ -116,6 +125,66 @@ def test_mlflow_holds_every_trial(finished: Finished) -> None:
     assert "complete" in description
     assert result["best"]["command"] in description
     assert "**What it learned" in description
+
+
+@pytest.fixture(scope="module")
+def mlflow_url(finished: Finished) -> Iterator[str]:
+    with local_server(finished.home / "mlflow") as server:
+        yield server.url
+
+
+def test_mlflow_shows_what_each_trial_read_and_what_it_was_trained_on(
+    finished: Finished, mlflow_url: str, tmp_path: Path
+) -> None:
+    result, uri = finished.command.result(), mlflow_url
+    client, hash_of_corpus = MlflowClient(uri), read(finished.home)[0].facts["corpus_hash"]
+    for trial in result["trials"]:
+        run = runs(finished.home, uri)[trial["number"]]
+        images = [item.path for item in client.list_artifacts(run.info.run_id, "images")]
+        steps = sorted(int(path.split("+")[2]) for path in images if path.endswith(".png"))
+        assert steps == list(range(1, trial["epochs"] + 1)), "epochs 1 and 2 have examples"
+        file = client.download_artifacts(run.info.run_id, "sentences.json", str(tmp_path))
+        table = json.loads(Path(file).read_text(encoding="utf-8"))
+        assert table["columns"] == ["epoch", "sentence", "reference", "hypothesis"]
+        assert {row[0] for row in table["data"]} == set(steps)
+        (entry,) = run.inputs.dataset_inputs
+        assert hash_of_corpus.startswith(entry.dataset.digest)
+
+
+LOAD = """
+import json, sys
+import mlflow.pyfunc, numpy
+model = mlflow.pyfunc.load_model(sys.argv[1])
+print(json.dumps([model.predict(features)[0] for features in numpy.load(sys.argv[2]).values()]))
+"""
+
+
+def test_the_best_model_is_in_mlflow_and_reads_dev_as_its_trial_did(
+    finished: Finished, mlflow_url: str, tmp_path: Path
+) -> None:
+    result = finished.command.result()
+    client, (sweep, _, _) = MlflowClient(mlflow_url), read(finished.home)
+    assert sweep.experiment_id is not None
+    (kept,) = client.search_logged_models([sweep.experiment_id])
+    assert kept.source_run_id == runs(finished.home, mlflow_url)[result["best"]["number"]].info.run_id
+    dev = load_corpus(corpus_of(sweep)).dev
+    recordings, parts = {}, dev.normalisation.parts
+    for i in range(len(dev)):
+        recordings[str(i)] = dev.read(i).x.astype(np.float32)
+        for part, seen in zip(parts, seen_parts(dev.read(i).detected, parts).T, strict=True):
+            recordings[str(i)][~seen, part.columns] = np.nan
+    np.savez(tmp_path / "dev.npz", **recordings)  # type: ignore[arg-type]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow_url}
+    told = subprocess.run(
+        [sys.executable, "-c", LOAD, f"models:/{kept.model_id}", str(tmp_path / "dev.npz")],
+        env=environment,
+        check=True,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert told.returncode == 0, told.stderr
+    hypotheses = json.loads(told.stdout.splitlines()[-1])
+    assert word_errors(dev.references, hypotheses).wer == result["best"]["wer"]
 
 
 def test_the_result_and_the_summary_say_what_was_learned(finished: Finished) -> None:

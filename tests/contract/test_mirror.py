@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import psutil
 import pytest
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
+from model.examples import Examples, examples, is_example_epoch, posteriorgram
 from sweeps.errors import DatabaseUnavailable
-from sweeps.mirror import STATUS, Mirror
-from sweeps.records import Claim, DecisionRow, PlannedTrial, SweepRow
+from sweeps.mirror import STATUS, Mirror, run_name
+from sweeps.records import Claim, DecisionRow, PlannedTrial, SweepRow, TrialRow
 from sweeps.spec import SweepSpec
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
@@ -30,10 +32,11 @@ from tests.rows import VALUES, epoch_row
 from tracking.mlflow_writer import open_experiment
 from tracking.recording_writer import RecordingExperiment, RecordingRun
 from tracking.server import LocalServer, local_server
-from tracking.writer import ENDED, ExperimentWriter, TrackingRefused, TrackingUnavailable
+from tracking.writer import ENDED, Dataset, ExperimentWriter, ModelFile, TrackingRefused, TrackingUnavailable
 
 SPEC = SweepSpec.model_validate({"name": "s", "corpus": "x", "budget": {"trials": 100}})
 TAGS = {"corpus_hash": "c", "git_commit": "g"}
+DATASET = Dataset("si5", "c", "data/si5", {"dev_sequences": 111})
 
 Content = dict[str, dict[str, Any]]
 """What a tracker holds: by trial number, `name params tags curves status end`."""
@@ -90,7 +93,7 @@ def mirror(
     describe: Callable[[], str] = lambda: "so far",
     **more: Any,
 ) -> Mirror:
-    return Mirror(store, sweep, SPEC, TAGS, lambda: experiment, describe, **more)
+    return Mirror(store, sweep, SPEC, TAGS, DATASET, lambda: experiment, describe, **more)
 
 
 def expected(store: Store, sweep: SweepRow) -> Content:
@@ -105,7 +108,7 @@ def expected(store: Store, sweep: SweepRow) -> Content:
             for name, value in row.metrics.items():
                 curves.setdefault(name, []).append((row.epoch, round(1000 * (row.recorded_at or 0)), value))
         content[str(trial.number)] = {
-            "name": trial.name or f"trial {trial.number}",
+            "name": run_name(trial),
             "params": {name: str(value) for name, value in config.model_dump().items()},
             "tags": {
                 **TAGS,
@@ -163,7 +166,7 @@ def test_all_of_it_arrives(store: Store, sweep: SweepRow) -> None:
     experiment = RecordingExperiment(experiment_id="77")
     assert mirror(store, sweep, experiment).ship() == 3
     assert held(experiment) == expected(store, sweep)
-    assert [run["name"] for run in held(experiment).values()] == ["fixed", "trial 1", "trial 2"]
+    assert [run["name"] for run in held(experiment).values()] == ["0 fixed: failed", "1: never learned", "2: running"]
     assert [run["tags"]["collapse"] for run in held(experiment).values()] == ["false", "true", "false"]
     assert experiment.tags == {"sweep": sweep.name, **TAGS}
     assert experiment.description == "so far"
@@ -252,6 +255,91 @@ def test_a_trial_that_is_resumed_runs_again_in_the_same_run(store: Store, sweep:
     mirror(store, sweep, experiment).ship()
     assert held(experiment) == expected(store, sweep)
     assert (held(experiment)["0"]["status"], held(experiment)["0"]["tags"]["attempt"]) == ("RUNNING", "2")
+
+
+def test_what_it_read_is_shown_at_its_epochs_and_in_one_table(store: Store, sweep: SweepRow) -> None:
+    claim, experiment = begin(store, sweep), RecordingExperiment()
+    shipping = mirror(store, sweep, experiment)
+    for epoch in range(1, 7):
+        read = {epoch: examples_at(epoch)} if is_example_epoch(epoch) else {}
+        store.record(claim, [epoch_row(epoch)], read)
+        store.record(claim, [epoch_row(epoch)], {epoch: examples_at(99)})  # it is there already
+        if epoch in (2, 3, 6):
+            shipping.ship()
+    (run,) = experiment.runs.values()
+    epochs = [1, 2, 3, 4, 6]
+    assert run.images == {("posteriorgram", epoch): posteriorgram(examples_at(epoch), epoch) for epoch in epochs}
+    head, *rows = run.tables["sentences.json"]
+    assert head == ["epoch", "sentence", "reference", "hypothesis"]
+    assert rows == [[epoch, "dev-1", "REGEN MORGEN", f"HAAR {epoch}"] for epoch in epochs]
+    assert run.datasets == {"c": DATASET}
+
+
+def examples_at(epoch: int) -> Examples:
+    log_probs = np.log(np.full((5, 3), 1 / 3)) - epoch
+    sentences = [("dev-1", "REGEN MORGEN", f"HAAR {epoch}")]
+    return examples(sentences, "dev-1", [1, 2], log_probs, ["<blank>", "REGEN", "MORGEN"])
+
+
+def test_pictures_lie_in_the_best_run_and_move_with_it(store: Store, sweep: SweepRow) -> None:
+    end(store, begin(store, sweep, 0.8))
+    experiment, drawn = RecordingExperiment(), [b"first", b"second", b"third"]
+    shipping = mirror(store, sweep, experiment, draw=lambda: {"wer.png": drawn.pop(0)})
+
+    def where() -> dict[str, dict[str, bytes]]:
+        return {run.tags["number"]: run.artifacts for run in experiment.runs.values() if run.artifacts}
+
+    shipping.ship()
+    assert where() == {}, "they are dear, and come after a minute"
+    shipping.ship(final=True)
+    assert where() == {"0": {"pictures/wer.png": b"first"}}
+    shipping.ship(final=True)
+    assert len(drawn) == 2, "nothing has changed"
+    end(store, begin(store, sweep, 0.5))
+    shipping.ship(final=True)
+    assert where() == {"1": {"pictures/wer.png": b"second"}}
+    found = store.find_sweep(sweep.name)
+    assert found is not None
+    run_id = store.trials(sweep.id)[1].run_id
+    assert found.facts["pictures"] == {"run": run_id, "paths": ["pictures/wer.png"]}
+    store.forget_mirrored(sweep.id)
+    found = store.find_sweep(sweep.name)
+    assert found is not None
+    assert "pictures" not in found.facts
+
+
+def test_a_picture_that_cannot_be_drawn_stops_no_curve(
+    store: Store, sweep: SweepRow, caplog: pytest.LogCaptureFixture
+) -> None:
+    end(store, begin(store, sweep, 0.8))
+    experiment = RecordingExperiment()
+    assert mirror(store, sweep, experiment, draw=lambda: {}["none"]).finish(5)
+    assert "pictures could not be drawn" in caplog.text
+    assert held(experiment) == expected(store, sweep)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_the_best_model_is_kept_when_the_sweep_is_over(
+    store: Store, sweep: SweepRow, tmp_path: Path, ended: bool
+) -> None:
+    for wer in (0.8, 0.4, 0.6):
+        end(store, begin(store, sweep, wer))
+    if ended:
+        store.set_sweep_state(sweep.id, SweepState.COMPLETE)
+    experiment, asked = RecordingExperiment(), []
+
+    def best(trial: TrialRow) -> ModelFile:
+        asked.append(trial.number)
+        return ModelFile(f"best/{trial.number}", "s-best", tmp_path / "x.pt", "model.served", [], 90, {})
+
+    shipping = mirror(store, sweep, experiment, best_model=best)
+    shipping.ship()
+    assert shipping.finish(5)
+    shipping.ship(final=True)
+    assert asked == ([1] if ended else [])
+    assert [(run, step) for run, step, _ in experiment.models.values()] == (
+        [(store.trials(sweep.id)[1].run_id, 1)] if ended else []
+    )
 
 
 def test_more_trials_than_a_page_arrive(store: Store, sweep: SweepRow) -> None:
@@ -362,7 +450,7 @@ class Away:
 
 
 def mirror_to(store: Store, sweep: SweepRow, open_experiment: Callable[[], ExperimentWriter]) -> Mirror:
-    return Mirror(store, sweep, SPEC, TAGS, open_experiment, lambda: "so far")
+    return Mirror(store, sweep, SPEC, TAGS, DATASET, open_experiment, lambda: "so far")
 
 
 def test_finish_waits_no_longer_than_it_was_told(store: Store, sweep: SweepRow) -> None:
@@ -957,7 +1045,7 @@ def test_a_server_that_was_killed_is_started_again_and_one_that_was_lost_is_fill
     claim = three_trials(store, sweep)
     with local_server(tmp_path) as own:
         shipping = Mirror(
-            *(store, sweep, SPEC, TAGS, lambda: open_experiment(own.url, sweep.name, "own"), lambda: "so far"),
+            *(store, sweep, SPEC, TAGS, DATASET, lambda: open_experiment(own.url, sweep.name, "own"), lambda: "so far"),
             ensure_server=own.ensure_alive,
         )
         shipping.ship()

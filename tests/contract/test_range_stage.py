@@ -24,7 +24,7 @@ from tests.rows import VALUES, epoch_row
 from tracking.mlflow_writer import open_experiment
 from tracking.recording_writer import RecordingExperiment, RecordingRun
 from tracking.server import store_uri
-from tracking.writer import ExperimentWriter, TrackingUnavailable
+from tracking.writer import Dataset, ExperimentWriter, TrackingUnavailable
 
 SPEC = SweepSpec.model_validate({"name": "s", "corpus": "x", "budget": {"trials": 3}})
 NAN = float("nan")
@@ -130,7 +130,16 @@ def test_a_sweep_that_has_begun_to_train_gets_none(store: Store) -> None:
 
 
 def mirror(store: Store, sweep: SweepRow, experiment: ExperimentWriter, pictures: Path) -> Mirror:
-    return Mirror(store, sweep, SPEC, {"git_commit": "g"}, lambda: experiment, lambda: "so far", pictures)
+    return Mirror(
+        store,
+        sweep,
+        SPEC,
+        {"git_commit": "g"},
+        Dataset("c", "c", "c", {}),
+        lambda: experiment,
+        lambda: "so far",
+        pictures,
+    )
 
 
 def range_runs(experiment: RecordingExperiment) -> list[RecordingRun]:

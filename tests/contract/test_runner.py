@@ -22,6 +22,7 @@ from sweeps.store import Store
 from sweeps.worker import Job
 from tests.rows import VALUES
 from tracking.recording_writer import RecordingExperiment
+from tracking.writer import Dataset
 
 SPEC = SweepSpec.model_validate({"name": "s", "corpus": "x", "budget": {"trials": 3}})
 OTHER = Runner(id="other-1-2.00", host="elsewhere", pid=1)
@@ -48,7 +49,7 @@ def sweep(store: Store) -> SweepRow:
 
 def start(store: Store, sweep: SweepRow, me: Runner, tmp_path: Path, stop: threading.Event | None = None) -> None:
     job = Job("", store.url, ("s",), Home(tmp_path), tmp_path / "checkpoints", tmp_path / "logs")
-    mirror = Mirror(store, sweep, SPEC, {}, RecordingExperiment, lambda: "")
+    mirror = Mirror(store, sweep, SPEC, {}, Dataset("c", "c", "c", {}), RecordingExperiment, lambda: "")
     try:
         run(store, sweep, SPEC, job, me, mirror, Blind(), stop or threading.Event())
     finally:

@@ -33,7 +33,7 @@ from sweeps.errors import (
     WrongState,
 )
 from sweeps.interface import Change, Sweeps
-from sweeps.records import EventRow, WorkerRow
+from sweeps.records import Curve, EventRow, WorkerRow
 from sweeps.service import SweepService
 from sweeps.settings import Home
 from sweeps.spec import SpecError
@@ -159,6 +159,13 @@ def varied(service: SweepService, content: dict[str, Any]) -> SweepService:
         lambda s: s.curve("mine", 0),
         lambda s: s.curve("mine", "wide"),
         lambda s: s.latest("mine"),
+        lambda s: s.curves("mine"),
+        lambda s: s.curves("mine", ["dev/wer", "spread/time", "never/measured"]),
+        lambda s: s.curves("mine", [], after=0, limit=1),
+        lambda s: s.curves("mine", beyond={0: 1, 1: 0, 7: 3}),
+        lambda s: s.curves("mine", beyond={}),
+        lambda s: s.curves("mine", beyond=dict.fromkeys(range(250), 2), after=0),
+        lambda s: s.curves("other"),
         lambda s: s.decisions("mine"),
         lambda s: s.best("mine"),
         lambda s: s.best("other"),
@@ -198,6 +205,10 @@ def test_values_are_the_same(varied: SweepService, over_http: Client, ask: Calla
         lambda s: s.trial("mine", "a/b"),
         lambda s: s.curve("mine", "frst"),
         lambda s: s.latest("mime"),
+        lambda s: s.curves("mime"),
+        lambda s: s.curves("mine", ['dev/wer"']),
+        lambda s: s.curves("mine", [""]),
+        lambda s: s.curves("mine", ["dev/wer"] * 9),
         lambda s: s.decisions("mime"),
         lambda s: s.best("mime"),
         lambda s: s.conclusions("mime"),
@@ -329,6 +340,28 @@ def test_pages(sweeps: Sweeps, service: SweepService, content: dict[str, Any]) -
         after = page[-1].id or 0
     assert found == sweeps.events("mine")
     assert len(found) == 2 + 2 * 7
+
+
+def test_curves_are_told_in_columns_and_what_is_new_alone(
+    sweeps: Sweeps, service: SweepService, content: dict[str, Any]
+) -> None:
+    store, sweep = service.store, sweeps.create({**content, "budget": {"trials": 9}}).sweep.sweep
+    for _ in range(3):
+        trained(store, sweep.id, epochs=2)
+    claim = begun(store, sweep.id)
+    rows = [epoch_row(1, 2 / 3), epoch_row(2, None)]
+    for row in rows:
+        assert store.reserve_epoch(claim, row.epoch)
+        store.record(claim, [row])
+    begun(store, sweep.id)  # without an epoch
+    found = sweeps.curves("mine", ["dev/wer", "spread/time"])
+    assert list(found) == [0, 1, 2, 3]
+    assert found[3] == Curve([1, 2], {"dev/wer": [0.666667, None], "spread/time": [0.25, 0.25]})
+    assert found[0].metrics["dev/wer"] == [round(row.metrics["dev/wer"], 6) for row in sweeps.curve("mine", 0)]
+    pages = [sweeps.curves("mine", after=after, limit=2) for after in (-1, 1, 3)]
+    assert [list(page) for page in pages] == [[0, 1], [2, 3], []]
+    new = sweeps.curves("mine", beyond={0: 2, 3: 1, 2: 0})
+    assert {number: curve.epochs for number, curve in new.items()} == {2: [1, 2], 3: [2]}
 
 
 def test_verbs_twice_are_as_once(sweeps: Sweeps, service: SweepService, content: dict[str, Any]) -> None:

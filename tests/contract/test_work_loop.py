@@ -11,17 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from model.corpus.annotations import CorpusError
 from model.corpus.data import Corpus
+from model.examples import Examples, examples, is_example_epoch
 from model.types import METRICS, EpochReport, Stopped, TrainingConfig
 from sweeps import checkpoints, judging, keeper, patience, preparing, pruning, service, worker
 from sweeps.errors import DatabaseUnavailable
 from sweeps.pruning import Decision
-from sweeps.records import TrialRow
+from sweeps.records import BEST_WER, TrialRow
 from sweeps.settings import Home
-from sweeps.spec import SweepSpec
+from sweeps.spec import SweepSpec, spec_of
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
 from sweeps.worker import Job, work
@@ -32,6 +34,10 @@ Act = Callable[[int, int], None]
 
 act: Act = lambda epoch, step: None  # noqa: E731
 """What the trainer does at a step of an epoch."""
+
+
+def read_at(epoch: int) -> Examples:
+    return examples([("dev-1", "REGEN", f"HAAR {epoch}")], "dev-1", [1], np.full((3, 2), -epoch), ["<blank>", "REGEN"])
 
 
 class Counting:
@@ -51,7 +57,8 @@ class Counting:
             act(self.epoch + 1, step)
         self.epoch += 1
         metrics = dict.fromkeys(METRICS, 1.0) | {"dev/wer": 1 / self.epoch, "dev/loss": 3 / self.epoch}
-        return EpochReport(self.epoch, self.step, metrics, 3, 0, 0.01 * self.epoch, 0.1)
+        read = read_at(self.epoch) if is_example_epoch(self.epoch) else None
+        return EpochReport(self.epoch, self.step, metrics, 3, 0, 0.01 * self.epoch, 0.1, examples=read)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch}
@@ -134,6 +141,23 @@ def test_it_trains_all_there_is_and_goes(site: Site) -> None:
     assert sorted(p.name for p in (site.job.checkpoints / "s").iterdir()) == ["00000.best.pt", "00000.pt"]
 
 
+def test_what_it_read_and_its_best_so_far_are_kept_with_its_epochs(site: Site) -> None:
+    site.work()
+    (trial,) = site.trials
+    assert site.store.examples(trial.id) == {epoch: read_at(epoch) for epoch in (1, 2, 3, 4)}
+    rows = site.store.epochs(trial.id)
+    assert [row.metrics[BEST_WER] for row in rows] == [1 / epoch for epoch in range(1, EPOCHS + 1)]
+    assert not any(name.startswith("system/") for row in rows for name in row.metrics)
+
+
+def test_the_load_of_the_machine_is_kept_where_that_is_asked_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = spec_of(service.find_sweep(site.store, "s"))
+    monkeypatch.setattr(worker, "spec_of", lambda sweep: known.model_copy(update={"system_metrics": True}))
+    site.work()
+    for row in site.store.epochs(site.trials[0].id):
+        assert row.metrics["system/process_memory_usage_megabytes"] > 0
+
+
 # the database is away
 
 
@@ -153,6 +177,7 @@ def test_an_outage_costs_no_epoch(site: Site, monkeypatch: pytest.MonkeyPatch) -
     assert (trial.state, trial.attempt) == (TrialState.COMPLETE, 1)
     assert [row.epoch for row in site.store.epochs(trial.id)] == list(range(1, EPOCHS + 1))
     assert trained == [(epoch, step) for epoch in range(1, EPOCHS + 1) for step in range(3)], "each epoch once"
+    assert list(site.store.examples(trial.id)) == [1, 2, 3, 4]
 
 
 def test_what_it_would_have_been_stopped_for_stops_it_at_that_epoch(

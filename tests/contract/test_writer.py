@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.artifacts import download_artifacts, list_artifacts
-from mlflow.entities import ViewType
+from mlflow.entities import LoggedModel, ViewType
+from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 
 from tracking.mlflow_writer import open_experiment
@@ -45,10 +47,16 @@ class RecordingTracker:
             tags=dict(run.tags),
             curves=curves,
             artifacts=dict(run.artifacts),
+            images=dict(run.images),
+            tables=dict(run.tables),
+            datasets={digest: dataset.name for digest, dataset in run.datasets.items()},
         )
 
     def description(self) -> str:
         return self.experiment.description
+
+    def models(self) -> dict[str, Mapping[str, str]]:
+        return {f"m-{n}": model.facts for n, (*_, model) in enumerate(self.experiment.models.values())}
 
 
 @dataclass
@@ -65,6 +73,10 @@ class MlflowTracker:
 
     def stored(self, run_id: str) -> StoredRun:
         run = self.client.get_run(run_id)
+        files = dict(self._artifacts(run_id))
+        listed = json.loads(run.data.tags.get("mlflow.loggedArtifacts", "[]"))
+        tables = {entry["path"]: json.loads(files[entry["path"]]) for entry in listed}
+        images = {path: content for path, content in files.items() if path.startswith("images/")}
         history = {name: self.client.get_metric_history(run_id, name) for name in run.data.metrics}
         return StoredRun(
             name=run.info.run_name,
@@ -74,11 +86,24 @@ class MlflowTracker:
             params=run.data.params,
             tags=run.data.tags,
             curves={name: sorted((m.step, m.timestamp, m.value) for m in points) for name, points in history.items()},
-            artifacts=dict(self._artifacts(run_id)),
+            artifacts={path: content for path, content in files.items() if path not in {*images, *tables}},
+            images={_key_and_step(path): png for path, png in images.items() if path.endswith(".png")},
+            tables={path: [table["columns"], *table["data"]] for path, table in tables.items()},
+            datasets={entry.dataset.digest: entry.dataset.name for entry in run.inputs.dataset_inputs},
         )
 
     def description(self) -> str:
         return str(self.client.get_experiment(self.experiment_id).tags["mlflow.note.content"])
+
+    def models(self) -> dict[str, Mapping[str, str]]:
+        there = self.client.search_logged_models([self.experiment_id])
+        loaded = {model.model_id: Model.load(self._description_of(model)) for model in there}
+        assert all(model.signature.inputs.inputs[0].shape == (-1, 28) for model in loaded.values())
+        return {model_id: model.metadata for model_id, model in loaded.items()}
+
+    def _description_of(self, model: LoggedModel) -> str:
+        uri = f"{model.artifact_location}/MLmodel"
+        return str(download_artifacts(artifact_uri=uri, tracking_uri=self.uri))
 
     def _artifacts(self, run_id: str, folder: str | None = None) -> Iterator[tuple[str, bytes]]:
         for item in list_artifacts(run_id=run_id, artifact_path=folder, tracking_uri=self.uri):
@@ -87,6 +112,13 @@ class MlflowTracker:
             else:
                 copy = download_artifacts(run_id=run_id, artifact_path=item.path, tracking_uri=self.uri)
                 yield item.path, Path(copy).read_bytes()
+
+
+def _key_and_step(path: str) -> tuple[str, int]:
+    """As MLflow's page reads the name of an image."""
+    key, word, step, *_ = path.removeprefix("images/").split("+")
+    assert word == "step"
+    return key.replace("~", "/"), int(step)
 
 
 class TestRecordingWriter(WriterContract):

@@ -21,7 +21,7 @@ from sweeps.gathered import Gathered
 from sweeps.importance import importance
 from sweeps.records import TrialRow
 from sweeps.states import SweepState, TrialState
-from sweeps.summary import powershell_line
+from sweeps.summary import powershell_line, words_of
 from tests.reviewed import FLOOR, sweep_of, typical
 from tests.rows import VALUES, decision_row, epoch_row, trial_row
 
@@ -95,7 +95,7 @@ def test_pictures_have_alternatives_and_tables_have_headers(whole: Page) -> None
     assert all(svg["role"] == "img" for svg in whole.of("svg"))
     assert "14 trials" not in alternatives[0]
     assert "13 trials; the lowest WER is 21.5%, of trial 7" in alternatives[0]
-    assert "2 did not take off, 10 took off, 1 stopped before" in alternatives[2]
+    assert "2 did not take off, 10 took off, 1 stopped before" in alternatives[3]
     assert len(whole.of("th")) == len([th for th in whole.of("th") if th["scope"] in ("col", "row")]) > 20
     assert whole.of("html") == [{"lang": "en"}]
 
@@ -232,7 +232,7 @@ def test_the_best_configuration_as_a_command_for_both_shells() -> None:
     assert (bash, power) == ("bash, zsh", "PowerShell")
     words = shlex.split(line)
     assert words[:4] == ["python", "-m", "model", "train"]
-    assert report.words_of(other, "win32") == words
+    assert words_of(other, "win32") == words
     assert parser().parse_args(words[3:]).learning_rate == of.best.hyperparameters["learning_rate"]  # type: ignore[index]
 
 
@@ -245,8 +245,8 @@ def test_a_trainer_of_ones_own_has_no_command() -> None:
 
 @given(st.lists(st.text(st.characters(exclude_categories=("Cs", "Cc"))), min_size=1))
 def test_the_words_of_a_line_are_found_again(words: list[str]) -> None:
-    assert report.words_of(powershell_line(words), "win32") == words
-    assert report.words_of(shlex.join(words), "linux") == words
+    assert words_of(powershell_line(words), "win32") == words
+    assert words_of(shlex.join(words), "linux") == words
 
 
 # pictures

@@ -20,14 +20,13 @@ from model.corpus.data import CorpusConfig
 from model.types import TrainingConfig
 from sweeps.records import DecisionRow, TrialRow
 from sweeps.spec import SweepSpec
-from sweeps.states import SweepState, TrialState
+from sweeps.states import TrialState
 from sweeps.summary import (
-    DESCRIPTION_LENGTH,
     Conclusions,
     best_trial,
     conclusions,
     config_of,
-    description,
+    in_shells,
     powershell_line,
     result,
     sentence_about,
@@ -160,6 +159,14 @@ def test_no_word_breaks_out_of_powershells_quotes(words: list[str]) -> None:
     assert not set(bare) & set('$`;|&<>(){}@,"#*?%!')
 
 
+def test_a_line_that_shells_read_alike_stands_once() -> None:
+    assert in_shells("/opt/venv/bin/python -m model train --seed 1") == ["/opt/venv/bin/python -m model train --seed 1"]
+    quoted = "/opt/venv/bin/python -m model train --data_dir '/data/my corpus'"
+    assert in_shells(quoted) == [quoted]
+    comma = "python -m model train --modalities a=1,b=2"
+    assert in_shells(comma) == [comma, "python -m model train --modalities 'a=1,b=2'"]
+
+
 def test_the_interpreter_is_named_in_full_where_no_environment_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
     def words(found: str | None) -> list[str]:
         monkeypatch.setattr(shutil, "which", lambda name, path=None: None if path else found)
@@ -236,87 +243,3 @@ def test_a_trial_in_a_sentence() -> None:
 
 
 # as Markdown
-
-
-def table(text: str) -> list[list[str]]:
-    """The cells of the Markdown table, without its head."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    return [line.strip("|").split("|") for line in lines[2:]]
-
-
-def described(trials: list[TrialRow], decisions: Sequence[DecisionRow] = (), **fields: Any) -> str:
-    return description(sweep_row(**fields), trials, None, found_in(trials, decisions))
-
-
-def test_the_description_fits_a_tag_however_many_trials_there_are() -> None:
-    trials = [
-        trial_row(n, TrialState.PRUNED, name=f"trial-{n}" + "x" * 50, best_wer=n / 1000, reason="Not learning. " * 30)
-        for n in range(1000)
-    ]
-    decisions = [decision_row(n, action="audited" if n % 10 == 0 else "stopped") for n in range(1000)]
-    found = found_in(trials[:5], decisions[:5])
-    found = Conclusions(found.lessons, conclusions(sweep_row(), trials, decisions, SPEC).audit, found.decisions)
-    text = description(sweep_row(facts=FOUND), trials, "python -m model train " + "--some option " * 40, found)
-    assert len(text) <= DESCRIPTION_LENGTH
-    for heading in ("Alarm", "Range test", "What it learned", "How often the rules were wrong"):
-        assert f"**{heading}" in text
-    rows = table(text)
-    assert {len(cells) for cells in rows} == {7}
-    assert [cells[0].split()[0] for cells in rows] == [str(n) for n in range(len(rows))], "the best ones"
-    assert len(rows) >= 5
-    assert text.endswith(f"The {1000 - len(rows)} other trials stand among the runs below.")
-    assert f"{1000} pruned of 20 trials" in text
-
-
-def test_thirty_short_ones_stand_in_it() -> None:
-    text = described([trial_row(n) for n in range(31)])
-    assert len(table(text)) == 30
-    assert text.endswith("The 1 other trials stand among the runs below.")
-    text = described([trial_row(n) for n in range(30)])
-    assert len(table(text)) == 30
-    assert "other trials" not in text
-
-
-def test_nothing_a_reason_holds_breaks_the_table() -> None:
-    reason = "ValueError: a | b\nsecond line\r\n| third |"
-    (cells,) = table(described([trial_row(0, TrialState.FAILED, reason=reason)]))
-    assert len(cells) == 7
-    assert cells[-1].strip() == "ValueError: a / b second line / third /"
-
-
-def test_a_sweep_without_trials_has_a_description() -> None:
-    text = described([])
-    assert "no trial yet of 20 trials" in text
-    assert "92.0% WER" in text
-    assert table(text) == []
-
-
-def lines_under(heading: str, text: str) -> list[str]:
-    """The points of a section."""
-    _, _, rest = text.partition(f"**{heading}")
-    return [line.removeprefix("- ") for line in rest.splitlines()[2:] if line.startswith("- ")] if rest else []
-
-
-def test_the_description_says_what_was_found_out() -> None:
-    trials = [
-        trial_row(0, TrialState.PRUNED, verdict="too_slow", best_wer=0.7, epochs=6, reason="Slow."),
-        trial_row(1, TrialState.COMPLETE, verdict="learned", best_wer=0.2, epochs=24),
-    ]
-    text = described(
-        trials, [decision_row(0), decision_row(1, action="audited")], facts=FOUND, state=SweepState.COMPLETE
-    )
-    assert lines_under("Alarm", text)[:3] == [ALARM["sentence"], ALARM["advice"], "Since then 2 trials took off."]
-    assert lines_under("Range test", text)[:2] == TEST["sentences"]
-    learned = lines_under("What it learned", text)
-    assert learned[0].startswith("learning_rate: 2 of 2 trials took off, with 1.0e-03.")
-    assert learned[1] == "warmup_start_factor, dropout: too few trials (2) to say.", "said once"
-    assert lines_under("How often", text)[0].startswith("The rules condemned 2 trials: 1 stopped")
-    assert [cells[2].strip() for cells in table(text)] == ["learned (audited)", "too_slow"]
-
-
-def test_what_is_not_there_has_no_heading() -> None:
-    assert "**" not in described([trial_row(0)]).partition("\n")[2]
-    facts = {**FOUND, "range_test": None}
-    text = described([trial_row(0, TrialState.COMPLETE, best_wer=1.0)], facts=facts)
-    assert lines_under("Alarm", text)[:2] == [ALARM["sentence"], ALARM["advice"]]
-    assert "Since then" not in text
