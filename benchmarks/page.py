@@ -161,7 +161,8 @@ TIMES = """() => {
   const of = performance.getEntriesByType("navigation")[0];
   const paint = performance.getEntriesByName("first-contentful-paint")[0];
   const [usable] = performance.getEntriesByName("usable");
-  return {usable: usable.startTime, html: of.responseEnd, shown: paint ? paint.startTime : NaN, kilobytes: of.decodedBodySize / 1024};
+  const shown = paint ? paint.startTime : NaN;
+  return {usable: usable.startTime, html: of.responseEnd, shown, kilobytes: of.decodedBodySize / 1024};
 }"""
 
 
