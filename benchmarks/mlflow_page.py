@@ -90,7 +90,8 @@ def main() -> None:
             print(f"shipped in {ship(home):.0f} s", file=sys.stderr, flush=True)
         with closing(Store(home.database_url)) as store:
             sweep = store.find_sweep(NAME)
-        assert sweep is not None and sweep.experiment_id is not None
+        assert sweep is not None
+        assert sweep.experiment_id is not None
         with local_server(home.mlflow) as server, sync_playwright() as playwright:
             chromium = next(path for name in ("chromium", "google-chrome") if (path := shutil.which(name)))
             browser = playwright.chromium.launch(executable_path=chromium)

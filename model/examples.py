@@ -106,8 +106,8 @@ def checked(shown: Examples) -> Examples:
     raise ValueError("EpochReport.examples cannot be shown: make them with model.examples.examples, or leave them out")
 
 
-WIDTH, ROW, MARGIN, LABELS, TEXT = 900, 22, 10, 150, 14
-"""Pixels."""
+WIDTH, ROW, MARGIN, LABELS, TEXT = 540, 28, 10, 150, 14
+"""Pixels: nearly a square in all, as MLflow shows it in one."""
 INK, SOFT, PAPER = (28, 32, 36), (93, 101, 109), (255, 255, 255)
 # Viridis, at even steps: evenly spaced to the eye, also to those who tell few colours apart.
 VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))

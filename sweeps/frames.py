@@ -56,7 +56,7 @@ class SweepFrames:
     def figure(self, kind: pictures.Kind) -> Figure:
         """
         Args:
-            kind: `wer`, `spread`, `loss`: all trials by epoch; `learning_rate`: best WER by learning rate; `parallel`: the
+            kind: `wer`, `spread`, `loss`: all trials by epoch; `learning_rate`: best WER by rate; `parallel`: the
                 configurations; `importance`: what mattered.
 
         Raises:

@@ -453,7 +453,9 @@ class SweepSpec(Section):
         """What makes this sweep this sweep, as plain JSON: all but how long and how it is run, hopes, and the corpus'
         place.
         """
-        content = self.model_dump(mode="json", exclude={"budget", "workers", "on_alarm", "milestones", "system_metrics"})
+        content = self.model_dump(
+            mode="json", exclude={"budget", "workers", "on_alarm", "milestones", "system_metrics"}
+        )
         for place in ("path", "annotations", "vocabulary"):
             del content["corpus"][place]
         content["corpus"]["filter"] = self.corpus.filter or "none"

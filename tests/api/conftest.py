@@ -19,14 +19,14 @@ from sweeps.service import SweepService
 from sweeps.settings import Home
 from sweeps.store import Store
 from sweeps.tokens import new_token, sha256_of
-from tests.contract.conftest import postgresql, store_url
+from tests.contract.conftest import fresh_database, postgresql
 from tests.serving import LOCAL, corpus, policy_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it would rather have httpx2; our client is made of httpx
     from starlette.testclient import TestClient
 
-__all__ = ["postgresql", "store_url"]
+__all__ = ["postgresql"]
 
 KINDS = ("read", "operate", "expired", "revoked")
 
@@ -88,6 +88,11 @@ def site(tmp_path: Path) -> Iterator[Site]:
     site = site_of(f"sqlite:///{(tmp_path / 'sweeps.db').as_posix()}", tmp_path)
     yield site
     site.store.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    yield from fresh_database(request, tmp_path)
 
 
 @pytest.fixture

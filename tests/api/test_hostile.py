@@ -14,6 +14,8 @@ from sweeps.api.gate import MOST_BYTES
 from tests.api.conftest import Site, TestClient, refusal
 from tests.serving import spec
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 20.0
 """Of CPU that a request may take."""
 

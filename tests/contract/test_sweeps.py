@@ -39,12 +39,18 @@ from sweeps.settings import Home
 from sweeps.spec import SpecError
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
+from tests.contract.conftest import fresh_database
 from tests.load import nothing
 from tests.rows import epoch_row
 from tests.serving import begun, corpus, policy_of, serving, spec, trained
 
 TRAINER = f"{Path(nothing.__file__).resolve()}:Nothing"
 IMPLEMENTATIONS = ("service", "client")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    yield from fresh_database(request, tmp_path)
 
 
 @pytest.fixture

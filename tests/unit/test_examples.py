@@ -76,7 +76,7 @@ def test_the_picture_is_a_png_with_even_stripes_where_nothing_depends_on_time(fr
     assert picture.format == "PNG"
     pixels = np.asarray(picture)
     for row in range(3):
-        line = pixels[10 + 22 + row * 22 + 11, 150 : picture.width - 10]
+        line = pixels[10 + 28 + row * 28 + 14, 150 : picture.width - 10]
         assert (line == line[0]).all()
         assert line[0].tolist() not in ([255, 255, 255], [0, 0, 0])
 
@@ -84,7 +84,7 @@ def test_the_picture_is_a_png_with_even_stripes_where_nothing_depends_on_time(fr
 def test_the_longest_names_are_cut_to_their_place() -> None:
     names = ["<blank>", "WETTERVORHERSAGE-" * 9, "手語"]
     shown = examples([], "dev/" + "long-" * 80, [1, 2], np.zeros((4, 3)), names)
-    assert Image.open(io.BytesIO(posteriorgram(shown, 3))).width == 150 + 900 + 10
+    assert Image.open(io.BytesIO(posteriorgram(shown, 3))).width == 150 + 540 + 10
 
 
 BROKEN: list[dict[str, Any]] = [
