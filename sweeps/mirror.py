@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from model.examples import is_example_epoch, posteriorgram
@@ -77,7 +77,7 @@ class Mirror:
         describe: Callable[[], str],
         pictures: Path | None = None,
         *,
-        draw: Callable[[], Mapping[str, bytes]] = dict,
+        draw: Callable[[bool], Mapping[str, bytes]] = lambda over: {},
         best_model: Callable[[TrialRow], ModelFile | None] = lambda trial: None,
         may_ship: Callable[[], bool] = lambda: True,
         ensure_server: Callable[[], None] = lambda: None,
@@ -86,7 +86,8 @@ class Mirror:
         """
         Args:
             pictures: the sweep's folder of them.
-            draw: pictures of the sweep so far, as PNG by file name: the run of its best trial gets them.
+            draw: pictures of the sweep so far by artifact path, which the run of its best trial gets; asked with
+                whether the sweep is over.
             best_model: the model of that trial, to be kept once the sweep is over; None where there is none to keep.
             may_ship: asked before each trial: whether this process still has the right to.
             ensure_server: called before each pass: starts a server of our own again if it died, and raises
@@ -200,7 +201,7 @@ class Mirror:
             self._ship_range_test(experiment)
         self._to_draw = self._to_draw or shipped > 0
         if self._to_draw and (final or time.monotonic() > self._draw_after):
-            self._ship_pictures(experiment)
+            self._ship_pictures(experiment, final)
         now = time.monotonic()
         if final or now - self._described_at > DESCRIBE_SECONDS:
             text = self._describe()
@@ -360,14 +361,15 @@ class Mirror:
             log.warning("the range test is left out of MLflow: %s", error)
         self._range_test_shipped = True
 
-    def _ship_pictures(self, experiment: ExperimentWriter) -> None:
+    def _ship_pictures(self, experiment: ExperimentWriter, final: bool) -> None:
         """Into the run of the best trial: an experiment has no files of its own. Where they are stands in the facts."""
         self._to_draw, began = False, time.monotonic()
-        best, before = best_trial(self._store.trials(self._id)), self._reread().facts.get(PICTURES)
+        sweep, best = self._reread(), best_trial(self._store.trials(self._id))
+        before = sweep.facts.get(PICTURES)
         if best is None or best.run_id is None:
             return
         try:
-            drawn = self._draw()
+            drawn = self._draw(final and sweep.state.terminal)
         except DatabaseUnavailable:
             self._to_draw = True
             raise
@@ -377,12 +379,11 @@ class Mirror:
         try:
             run = experiment.existing(best.run_id)
             with TemporaryDirectory() as folder:
-                paths = []
-                for name, content in drawn.items():
-                    (Path(folder) / name).write_bytes(content)
-                    run.log_artifact(Path(folder) / name, PICTURES)
-                    paths.append(f"{PICTURES}/{name}")
-            now = {"run": best.run_id, "paths": paths}
+                for path, content in drawn.items():
+                    file = Path(folder) / PurePosixPath(path).name
+                    file.write_bytes(content)
+                    run.log_artifact(file, path.rpartition("/")[0])
+            now = {"run": best.run_id, "paths": [path for path in drawn if path.startswith(f"{PICTURES}/")]}
             if now != before:
                 self._store.update_facts(self._id, {PICTURES: now})
             if before is not None and before["run"] != best.run_id:

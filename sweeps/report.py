@@ -29,6 +29,9 @@ from sweeps.trust import shown
 from sweeps.trust import trust as trust_in
 from tracking.links import without_credentials
 
+ARTIFACT = "report.html"
+"""Its name in MLflow: the same each time, so that a later one takes the place of an earlier one."""
+
 LEADERS = 20
 """Trials that the leaderboard shows."""
 

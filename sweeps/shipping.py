@@ -22,6 +22,7 @@ from sweeps.mirror import POSTERIORGRAM, Mirror
 from sweeps.pictures import Kind, png
 from sweeps.processes import is_known_dead
 from sweeps.records import Runner, SweepRow, TrialRow
+from sweeps.report import ARTIFACT, report
 from sweeps.settings import Home
 from sweeps.spec import corpus_of, spec_of
 from sweeps.store import PICTURES, Store
@@ -146,9 +147,10 @@ def mirror_of(
         shown = [(drawn["run"], path) for path in drawn["paths"][:1]] if drawn else []
         return description(now, rows, spec, in_shells(command) if command else [], conclusions(now), shown)
 
-    def draw() -> dict[str, bytes]:
+    def draw(over: bool) -> dict[str, bytes]:
         of = gather(service.SweepService(store, home, ""), sweep.name)
-        return {f"{kind}.png": png(kind, of) for kind in SHIPPED_PICTURES}
+        drawn = {f"{PICTURES}/{kind}.png": png(kind, of) for kind in SHIPPED_PICTURES}
+        return {**drawn, ARTIFACT: report(of).encode()} if over else drawn
 
     return Mirror(
         *(store, sweep, spec_of(sweep), tags_of(sweep), dataset_of(sweep), open_, describe, home.pictures(sweep.name)),

@@ -14,11 +14,10 @@ from model.files import written_aside
 from sweeps.commands.options import DatabaseOption, HomeOption, JsonOption, ServerOption, TrackingOption, reached
 from sweeps.errors import SweepError
 from sweeps.gathered import Gathered, gather
+from sweeps.report import ARTIFACT
+from sweeps.report import report as page
 from sweeps.settings import Home, find_home
 from sweeps.shipping import server_of, tracking_server
-
-ARTIFACT = "report.html"
-"""Its name in MLflow: the same each time, so that a later one takes the place of an earlier one."""
 
 
 def report(
@@ -39,8 +38,6 @@ def report(
 
     It needs no network and no scripts, and prints on A4.
     """
-    from sweeps.report import report as page  # the pictures: only this command draws
-
     with reached(home, database, server) as sweeps:
         of = gather(sweeps, name)
     content = page(of).encode()

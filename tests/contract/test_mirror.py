@@ -284,7 +284,7 @@ def examples_at(epoch: int) -> Examples:
 def test_pictures_lie_in_the_best_run_and_move_with_it(store: Store, sweep: SweepRow) -> None:
     end(store, begin(store, sweep, 0.8))
     experiment, drawn = RecordingExperiment(), [b"first", b"second", b"third"]
-    shipping = mirror(store, sweep, experiment, draw=lambda: {"wer.png": drawn.pop(0)})
+    shipping = mirror(store, sweep, experiment, draw=lambda over: {"pictures/wer.png": drawn.pop(0)})
 
     def where() -> dict[str, dict[str, bytes]]:
         return {run.tags["number"]: run.artifacts for run in experiment.runs.values() if run.artifacts}
@@ -313,7 +313,7 @@ def test_a_picture_that_cannot_be_drawn_stops_no_curve(
 ) -> None:
     end(store, begin(store, sweep, 0.8))
     experiment = RecordingExperiment()
-    assert mirror(store, sweep, experiment, draw=lambda: {}["none"]).finish(5)
+    assert mirror(store, sweep, experiment, draw=lambda over: {}["none"]).finish(5)
     assert "pictures could not be drawn" in caplog.text
     assert held(experiment) == expected(store, sweep)
 
