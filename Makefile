@@ -24,7 +24,7 @@ test: $(VENV)/installed  ## the default test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 slow: $(VENV)/installed  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
 browser: $(VENV)/installed  ## our pages and MLflow's in a real browser (Chromium, from your system), some minutes
 	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)

@@ -21,6 +21,8 @@ from tests.acceptance.commands import Command, check_everything_arrived, read, r
 from tests.acceptance.conftest import Finished
 from tracking.server import store_uri
 
+pytestmark = pytest.mark.slow
+
 Tried = Callable[..., tuple[int, str, str]]
 
 FAR_TOO_LOW: dict[str, Any] = {
@@ -33,7 +35,6 @@ FAR_TOO_LOW: dict[str, Any] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 def test_a_sweep_whose_rates_are_far_too_low_pauses_and_goes_on_as_it_is_told(tmp_path: Path) -> None:

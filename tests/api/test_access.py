@@ -496,6 +496,7 @@ def _json(body: Any) -> bytes:
     return json.dumps(body).encode("ascii")
 
 
+@pytest.mark.slow
 def test_what_is_served_is_freed(mine: Site) -> None:
     """No request is held on to."""
     client = mine.client("read")

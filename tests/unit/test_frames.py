@@ -89,7 +89,7 @@ def test_a_sweep_without_anything_has_its_columns() -> None:
 
 
 def test_another_figure_and_another_sweep_are_refused(home: Home) -> None:
-    with pytest.raises(SweepError, match="wer, spread, learning_rate, parallel, importance"):
+    with pytest.raises(SweepError, match="wer, spread, loss, learning_rate, parallel, importance"):
         SweepFrames(typical()).figure("losses")  # type: ignore[arg-type]
     with pytest.raises(SweepNotFound, match="demo"):
         load("dmo", home=home.root)
