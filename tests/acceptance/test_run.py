@@ -315,7 +315,7 @@ def test_the_printed_line_opens_the_dashboard_again(finished: Finished, tmp_path
         address = ui.until(lambda: ui.stdout.read_text(encoding="utf-8").partition("\n")[0])
         assert "#/experiments/" in address
         assert "compareRunsMode=CHART" in address
-        assert "metrics.%60dev%2Fwer%60" in address
+        assert "viewStateShareKey=sweep-all" in address
         with urllib.request.urlopen(address.partition("#")[0], timeout=30) as answer:
             assert answer.status == 200
     finally:
