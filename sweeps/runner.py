@@ -10,9 +10,9 @@ import multiprocessing
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from threading import Event
+from threading import Event, Lock
 from typing import Protocol
 
 from model.diagnosis import counted
@@ -56,6 +56,14 @@ class _Process:
 
     process: multiprocessing.process.BaseProcess
     pipe: Connection
+    _closing: Lock = field(init=False, default_factory=Lock)
+
+    def tell_to_stop(self) -> None:
+        """From any thread, any number of times: a pipe that two threads close at once is closed twice, and the second
+        time it may be another file's number.
+        """
+        with self._closing:
+            self.pipe.close()
 
 
 @dataclass
@@ -89,7 +97,7 @@ class Workers:
             if code in (None, 0):
                 continue
             self._running.remove(worker)
-            worker.pipe.close()
+            worker.tell_to_stop()
             dead.add(worker.job.worker)
             if code in (RECYCLED, TERMINATED):
                 log.info("worker %s is started anew", worker.job.worker)
@@ -110,7 +118,7 @@ class Workers:
     def ask_to_stop(self) -> None:
         """From any thread: each drops the epoch in hand and hands its trial back."""
         for worker in list(self._running):
-            worker.pipe.close()
+            worker.tell_to_stop()
 
     def end(self) -> None:
         """Ask, wait, and only then force."""
@@ -284,7 +292,7 @@ def run_range_test(ramp: Ramp, stop: Event, progress: Callable[[int, int], None]
 def _end(processes: Sequence[_Process]) -> None:
     """Ask, wait, and only then force."""
     for each in processes:
-        each.pipe.close()
+        each.tell_to_stop()
     try:
         _join(processes, STOP_SECONDS)
     except KeyboardInterrupt:  # a second Ctrl-C: at once, then

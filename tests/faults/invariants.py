@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 import warnings
@@ -18,7 +19,7 @@ from sqlalchemy import select
 
 from sweeps import checkpoints
 from sweeps.processes import is_known_dead
-from sweeps.records import EpochRow, EventRow, SweepRow, TrialRow
+from sweeps.records import BEST_WER, EpochRow, EventRow, SweepRow, TrialRow
 from sweeps.spec import spec_of
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store, engine_options
@@ -191,9 +192,15 @@ def _of_curves(seen: Seen, expected: Expected) -> Iterator[str]:
             wanted: Curve | None = expected.curves.get(trial.number)
         else:
             config = config_of(spec_of(seen.sweep), trial)
-            wanted = Curve(found.hyperparameters, counting.curve(config, len(found.metrics)))
+            wanted = Curve(found.hyperparameters, with_best(counting.curve(config, len(found.metrics))))
         if found != wanted:
             yield f"trial {trial.number}: {found} instead of {wanted}"
+
+
+def with_best(metrics: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """As a sweep keeps them: with the lowest WER so far."""
+    lowest = itertools.accumulate((each["dev/wer"] for each in metrics), min)
+    return [{**each, BEST_WER: best} for each, best in zip(metrics, lowest, strict=True)]
 
 
 def curve_of(trial: TrialRow, rows: Sequence[EpochRow]) -> Curve:
