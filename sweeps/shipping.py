@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from model.examples import is_example_epoch
 from model.types import BUILT_IN
@@ -19,10 +20,8 @@ from sweeps.gathered import gather
 from sweeps.keeper import STALE_SECONDS
 from sweeps.learned import Lesson
 from sweeps.mirror import POSTERIORGRAM, Mirror
-from sweeps.pictures import Kind, png
 from sweeps.processes import is_known_dead
 from sweeps.records import Runner, SweepRow, TrialRow
-from sweeps.report import ARTIFACT, report
 from sweeps.settings import Home
 from sweeps.spec import corpus_of, spec_of
 from sweeps.store import PICTURES, Store
@@ -31,6 +30,9 @@ from tracking import views
 from tracking.links import experiment_url, view_url, without_credentials
 from tracking.server import check_server, local_server, store_path, store_uri
 from tracking.writer import Dataset, ExperimentWriter, ModelFile, TrackingUnavailable
+
+if TYPE_CHECKING:
+    from sweeps.pictures import Kind
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +150,9 @@ def mirror_of(
         return description(now, rows, spec, in_shells(command) if command else [], conclusions(now), shown)
 
     def draw(over: bool) -> dict[str, bytes]:
+        from sweeps.pictures import png  # seconds of imports, that no command waits for
+        from sweeps.report import ARTIFACT, report
+
         of = gather(service.SweepService(store, home, ""), sweep.name)
         drawn = {f"{PICTURES}/{kind}.png": png(kind, of) for kind in SHIPPED_PICTURES}
         return {**drawn, ARTIFACT: report(of).encode()} if over else drawn

@@ -14,8 +14,6 @@ from model.files import written_aside
 from sweeps.commands.options import DatabaseOption, HomeOption, JsonOption, ServerOption, TrackingOption, reached
 from sweeps.errors import SweepError
 from sweeps.gathered import Gathered, gather
-from sweeps.report import ARTIFACT
-from sweeps.report import report as page
 from sweeps.settings import Home, find_home
 from sweeps.shipping import server_of, tracking_server
 
@@ -38,6 +36,9 @@ def report(
 
     It needs no network and no scripts, and prints on A4.
     """
+    from sweeps.report import ARTIFACT  # the pictures: only this command draws
+    from sweeps.report import report as page
+
     with reached(home, database, server) as sweeps:
         of = gather(sweeps, name)
     content = page(of).encode()
@@ -65,6 +66,7 @@ def attached(of: Gathered, content: bytes, given: str | None, home: Home, *, els
         SweepError: MLflow has no such run yet, or it is that of another machine or another home.
         TrackingUnavailable, TrackingRefused, ServerDidNotStart: MLflow cannot be used.
     """
+    from sweeps.report import ARTIFACT
     from tracking.mlflow_writer import open_experiment
 
     sweep, best = of.sweep, of.best
