@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from scipy import special
 
 from model.diagnosis import TAKEOFF_MARGIN, best_epoch, counted, takeoff_epoch
 from model.types import EpochReport
@@ -192,6 +191,8 @@ def parabola_p(x: Vector, y: Vector) -> float:
     if total == 0:
         return 1.0
     explained = (total - rest) / (design.shape[1] - 1)
+    from scipy import special  # a sixth of a second that no command waits for that does not ask
+
     return float(special.fdtrc(design.shape[1] - 1, free, explained / max(rest / free, 1e-12)))
 
 
@@ -205,6 +206,8 @@ def partial_spearman(x: Vector, y: Vector, given: Vector) -> tuple[float, float]
         return 0.0, 1.0
     correlation = float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
     t = abs(correlation) * math.sqrt(free / max(1e-12, 1 - correlation**2))
+    from scipy import special
+
     return correlation, float(2 * special.stdtr(free, -t))
 
 
