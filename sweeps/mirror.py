@@ -200,8 +200,9 @@ class Mirror:
         if not self._range_test_shipped:
             self._ship_range_test(experiment)
         self._to_draw = self._to_draw or shipped > 0
-        if self._to_draw and (final or time.monotonic() > self._draw_after):
-            self._ship_pictures(experiment, final)
+        over = final and sweep.state.terminal  # whoever is told to stop has no time for pictures
+        if self._to_draw and (over or time.monotonic() > self._draw_after):
+            self._ship_pictures(experiment, over)
         now = time.monotonic()
         if final or now - self._described_at > DESCRIBE_SECONDS:
             text = self._describe()
@@ -361,7 +362,7 @@ class Mirror:
             log.warning("the range test is left out of MLflow: %s", error)
         self._range_test_shipped = True
 
-    def _ship_pictures(self, experiment: ExperimentWriter, final: bool) -> None:
+    def _ship_pictures(self, experiment: ExperimentWriter, over: bool) -> None:
         """Into the run of the best trial: an experiment has no files of its own. Where they are stands in the facts."""
         self._to_draw, began = False, time.monotonic()
         sweep, best = self._reread(), best_trial(self._store.trials(self._id))
@@ -369,7 +370,7 @@ class Mirror:
         if best is None or best.run_id is None:
             return
         try:
-            drawn = self._draw(final and sweep.state.terminal)
+            drawn = self._draw(over)
         except DatabaseUnavailable:
             self._to_draw = True
             raise

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -31,8 +32,8 @@ from sweeps.commands.options import (
 from sweeps.display import EventLog
 from sweeps.engines import Engine, EngineName, Resources
 from sweeps.errors import DatabaseUnavailable, SweepError
-from sweeps.house import House
-from sweeps.keeper import BEAT_SECONDS
+from sweeps.house import AT_WORK, House
+from sweeps.keeper import BEAT_SECONDS, has_work
 from sweeps.mirror import Mirror
 from sweeps.patience import wait
 from sweeps.processes import this_runner
@@ -45,6 +46,9 @@ from sweeps.trainers import load_trainer, resolved
 from sweeps.worker import Job
 
 log = logging.getLogger(__name__)
+
+LET_GO_SECONDS = 60.0
+"""What the keeper of a sweep gets to complete it, or to let it go, once our workers have nothing left to do."""
 
 
 def work(
@@ -148,7 +152,12 @@ def work_on(
     # At once, whatever a pass over the sweeps waits for: a mirror that ends, a server that starts.
     threading.Thread(target=_pass_on, args=(stop, workers), name="stop", daemon=True).start()
     try:
-        while not stop.is_set() and not workers.ended:
+        until = math.inf
+        while not stop.is_set() and time.monotonic() < until:
+            if workers.ended:
+                until = min(until, time.monotonic() + LET_GO_SECONDS)
+                if not _are_to_be_completed(store, job.sweeps):
+                    break
             dead |= workers.look()
             wait(POLL_SECONDS, stop.is_set)
             if not dead and time.monotonic() < pass_at:
@@ -171,6 +180,17 @@ def work_on(
     for name, trouble in house.trouble.items():
         print(f"warning: {name}: MLflow did not take everything ({trouble}); `sweeps mirror` sends it", file=sys.stderr)
     return not events.refused
+
+
+def _are_to_be_completed(store: Store, names: Sequence[str]) -> bool:
+    """Whether a sweep has no trial left, and still runs: its keeper has not seen that yet, or was just told to stop,
+    and then it is ours to complete and to ship.
+    """
+    try:
+        sweeps = [sweep for sweep in service.sweeps_named(store, names) if sweep.state in AT_WORK]
+        return any(not has_work(sweep, store.siblings(sweep)) for sweep in sweeps)
+    except DatabaseUnavailable:
+        return True
 
 
 def _pass_on(stop: threading.Event, workers: Engine) -> None:

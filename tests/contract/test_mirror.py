@@ -290,12 +290,16 @@ def test_pictures_lie_in_the_best_run_and_move_with_it(store: Store, sweep: Swee
         return {run.tags["number"]: run.artifacts for run in experiment.runs.values() if run.artifacts}
 
     shipping.ship()
-    assert where() == {}, "they are dear, and come after a minute"
+    shipping.ship(final=True)
+    assert where() == {}, "they are dear: they come after a minute, and at the end of the sweep"
+    store.set_sweep_state(sweep.id, SweepState.COMPLETE)
     shipping.ship(final=True)
     assert where() == {"0": {"pictures/wer.png": b"first"}}
     shipping.ship(final=True)
     assert len(drawn) == 2, "nothing has changed"
+    store.set_sweep_state(sweep.id, SweepState.RUNNING)
     end(store, begin(store, sweep, 0.5))
+    store.set_sweep_state(sweep.id, SweepState.COMPLETE)
     shipping.ship(final=True)
     assert where() == {"1": {"pictures/wer.png": b"second"}}
     found = store.find_sweep(sweep.name)
@@ -312,6 +316,7 @@ def test_a_picture_that_cannot_be_drawn_stops_no_curve(
     store: Store, sweep: SweepRow, caplog: pytest.LogCaptureFixture
 ) -> None:
     end(store, begin(store, sweep, 0.8))
+    store.set_sweep_state(sweep.id, SweepState.COMPLETE)
     experiment = RecordingExperiment()
     assert mirror(store, sweep, experiment, draw=lambda over: {}["none"]).finish(5)
     assert "pictures could not be drawn" in caplog.text
