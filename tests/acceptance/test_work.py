@@ -101,7 +101,7 @@ def test_what_is_interrupted_hands_its_trial_to_the_other_within_seconds(
     asked = time.monotonic()
     first.process.send_signal(number)
     second.until(lambda: "handed_back" in kinds(home), 20)
-    assert time.monotonic() - asked < 15  # within 5 s where no other test is at work
+    assert time.monotonic() - asked < 5
     assert first.wait(60) == 130, first.words()
     assert second.wait() == 0, second.words()
     until_gone(home)

@@ -24,6 +24,10 @@ TRAINER = f"{Path(__file__).resolve()}:ActedTrainer"
 BEST_RATE = 1e-3
 
 
+FRAMES = 40
+"""Of the sentence that is drawn."""
+
+
 class ActedTrainer:
     def __init__(self, config: TrainingConfig, corpus: Corpus) -> None:
         self.config, self.corpus, self.epoch, self.step = config, corpus, 0, 0
@@ -46,8 +50,8 @@ class ActedTrainer:
             (dev.ids[row], dev.references[row], dev.references[row] if lucky.random() > wer else glosses[1])
             for row in rows_of(len(dev))
         ]
-        log_probs = np.full((40, len(glosses)), -8.0)
-        log_probs[np.arange(40), np.arange(40) // 10] = -8.0 * min(wer, 1.0)
+        log_probs = np.full((FRAMES, len(glosses)), -8.0)
+        log_probs[np.arange(FRAMES), np.arange(FRAMES) // 10] = -8.0 * min(wer, 1.0)
         return examples(sentences, dev.ids[0], dev.targets[0].tolist(), log_probs, glosses)
 
     def state_dict(self) -> dict[str, Any]:

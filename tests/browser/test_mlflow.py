@@ -18,6 +18,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from model.examples import LABELS, MARGIN, WIDTH
 from sweeps import shipping
 from sweeps.description import description
 from sweeps.mirror import POSTERIORGRAM, SENTENCES
@@ -27,7 +28,7 @@ from sweeps.spec import spec_of
 from sweeps.store import Store
 from sweeps.summary import conclusions
 from tests.acceptance.commands import read, run, start, write_spec
-from tests.browser.acted import TRAINER
+from tests.browser.acted import FRAMES, TRAINER
 from tests.browser.conftest import picture, watched
 from tracking import views
 from tracking.links import artifacts_url, experiment_url, run_url, view_url
@@ -320,7 +321,8 @@ def test_pictures_slide_through_the_epochs_of_the_best_ten(site: Site, page: Pag
     shown, slider = card.locator("img"), card.get_by_role("slider")
     expect(slider).to_have_attribute("aria-valuenow", "18", timeout=SLOW_MS)
     expect(shown.first).to_be_visible(timeout=SLOW_MS)
-    assert shown.first.evaluate("image => image.naturalWidth") >= 600, "words in it can be read"
+    drawn = LABELS + WIDTH // FRAMES * FRAMES + MARGIN
+    assert shown.first.evaluate("image => image.naturalWidth") == drawn, "not made smaller: words in it can be read"
     at_18 = shown.first.get_attribute("src")
     page.wait_for_timeout(500)  # it fades in
     picture(page, "mlflow-read")
