@@ -458,9 +458,9 @@ class Store:
         mine = select(trials.c.id).where(trials.c.sweep_id == sweep_id)
         with self._write() as connection:
             connection.execute(select(sweeps.c.id).where(sweeps.c.id == sweep_id).with_for_update())
-            for table in (epochs, tables.examples, decisions):
+            for table in (epochs, tables.examples, tables.scores, decisions):
                 connection.execute(delete(table).where(table.c.trial_id.in_(mine)))
-            for table in (events, trials):
+            for table in (events, tables.notifications, tables.priors, trials):
                 connection.execute(delete(table).where(table.c.sweep_id == sweep_id))
             connection.execute(delete(sweeps).where(sweeps.c.id == sweep_id))
 

@@ -144,6 +144,57 @@ examples = Table(
     Column("content", json, nullable=False),
 )
 
+# How many words of each sentence of a split the best checkpoint of a trial got wrong.
+scores = Table(
+    "sweep_scores",
+    metadata,
+    Column("trial_id", ForeignKey("sweep_trials.id"), primary_key=True),
+    Column("split", String(16), primary_key=True),
+    # Of the checkpoint.
+    Column("epoch", Integer, nullable=False),
+    # Lists of equal length: ids of the sentences, wrong words, words of the reference.
+    Column("sentences", json, nullable=False),
+    Column("errors", json, nullable=False),
+    Column("words", json, nullable=False),
+    Column("scored_at", Double, nullable=False),
+)
+
+# Trials of an earlier sweep that the sampler of this one is shown. Copies: the earlier sweep may be deleted.
+priors = Table(
+    "sweep_priors",
+    metadata,
+    Column("sweep_id", ForeignKey("sweep_sweeps.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    # By name and number, not by id: a prior outlives what it was copied from.
+    Column("source", String, nullable=False),
+    Column("source_trial", Integer, nullable=False),
+    Column("hyperparameters", json, nullable=False),
+    # What it counts for with the sampler; lower is better. None: infinite.
+    Column("value", Double),
+    Column("best_wer", Double),
+    Column("verdict", String),
+    Column("added_at", Double, nullable=False),
+)
+
+# What somebody is to be told of a sweep, once a channel: written before it is sent, so that a crash loses nothing.
+notifications = Table(
+    "sweep_notifications",
+    metadata,
+    Column("sweep_id", ForeignKey("sweep_sweeps.id"), primary_key=True),
+    # What makes it this one: told twice, it is one.
+    Column("key", String(64), primary_key=True),
+    Column("channel", String(64), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("data", json, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    # Not before; none once it was sent or given up.
+    Column("try_at", Double),
+    Column("sent_at", Double),
+    Column("trouble", Text, nullable=False, server_default=""),
+)
+
 workers = Table(
     "sweep_workers",
     metadata,
