@@ -16,8 +16,8 @@ from model.beam import NEVER, LanguageModel, prefix_beam_search
 from model.checkpoint import Checkpoint
 from model.corpus.data import Batch, Corpus, Split
 from model.ctc import pick_device
-from model.evaluate import evaluate, forward_of
-from model.metrics import WordErrors, word_errors
+from model.evaluate import Evaluation, evaluate, forward_of
+from model.metrics import WordErrors, sentence_errors, word_errors
 from model.ngram import fit_ngram
 from model.trained import trained_model
 
@@ -149,6 +149,20 @@ def decode_split(
     )
 
 
+def greedy_errors(checkpoint: Checkpoint, split: Split, device: str = "auto") -> tuple[list[int], list[int]]:
+    """Wrong words of each sentence of a split, decoded greedily, and words of its reference.
+
+    Raises:
+        ValueError: the weights cannot be loaded, or their outputs are not finite.
+    """
+    where, config = pick_device(device), checkpoint.config
+    model = trained_model(checkpoint).to(where)
+    forward = forward_of(model, where, config.precision)
+    found = _finite(evaluate(model, forward, split, config.output_stride, config.eval_batch_size), checkpoint)
+    hypotheses = [" ".join(checkpoint.glosses[label] for label in labels) for labels in found.hypotheses]
+    return sentence_errors(split.references, hypotheses), [len(each.split()) for each in split.references]
+
+
 def outputs(
     checkpoint: Checkpoint, split: Split, device: str = "auto"
 ) -> tuple[list[NDArray[np.float32]], tuple[tuple[int, ...], ...]]:
@@ -169,13 +183,17 @@ def outputs(
             log_probs[int(row)] = each[:frames].copy()  # else all padding stays with it
         return out, lengths
 
-    found = evaluate(model, keeping, split, config.output_stride, config.eval_batch_size)
+    found = _finite(evaluate(model, keeping, split, config.output_stride, config.eval_batch_size), checkpoint)
+    return log_probs, found.hypotheses
+
+
+def _finite(found: Evaluation, checkpoint: Checkpoint) -> Evaluation:
     if not found.finite:
         raise ValueError(
             f"checkpoint of {checkpoint.run}: its outputs are not finite, so there is nothing to decode; "
             "`python -m model diagnose` looks closer"
         )
-    return log_probs, found.hypotheses
+    return found
 
 
 def search_all(

@@ -34,3 +34,8 @@ def fault_of(device: str) -> str:
         return "" if float(ones.sum()) == 8 else "eight ones do not sum to 8"
     except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without it
         return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
+def kernels() -> str:
+    """Which of its kernels torch takes on this CPU: sums are rounded otherwise with each."""
+    return str(torch.backends.cpu.get_cpu_capability())

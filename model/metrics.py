@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jiwer
 import numpy as np
 import torch
+from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 
@@ -37,6 +38,31 @@ def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> WordErr
         out.deletions / words,
         out.insertions / words,
     )
+
+
+def sentence_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[int]:
+    """Word errors of each sentence (count): the fewest substitutions, deletions and insertions. Words are separated by
+    one space; a hypothesis may be empty.
+    """
+    return [
+        Levenshtein.distance(reference.split(), hypothesis.split())
+        for reference, hypothesis in zip(references, hypotheses, strict=True)
+    ]
+
+
+def wer_interval(errors: Sequence[int], words: Sequence[int], resamples: int = 10_000) -> tuple[float, float]:
+    """The 95 % interval of a WER by drawing its sentences anew with replacement (Bisani and Ney, 2004): what other
+    sentences of the same kind would have shown of these weights. It knows nothing of other seeds, nor of choosing.
+
+    Args:
+        errors, words: of each sentence, wrong words and words of the reference.
+    """
+    random, wrong, of, wers = np.random.default_rng(0), np.array(errors), np.array(words), []
+    for start in range(0, resamples, 1_000):  # at a time: of a corpus of 10,000 sentences that is 80 MB
+        drawn = random.integers(0, len(of), (min(1_000, resamples - start), len(of)))
+        wers.append(wrong[drawn].sum(1) / of[drawn].sum(1))
+    low, high = np.quantile(np.concatenate(wers), [0.025, 0.975])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

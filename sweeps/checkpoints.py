@@ -53,6 +53,19 @@ def attempts(folder: Path, number: int) -> list[int]:
     return sorted(found, reverse=True)
 
 
+def best_file(folder: Path, number: int) -> Path | None:
+    """The best checkpoint of a trial, over or under way; None where there is none here."""
+    final = trial_files(folder, number).best
+    candidates = [final, *(trial_files(folder, number, attempt).best for attempt in attempts(folder, number))]
+    return next((file for file in candidates if file.exists()), None)
+
+
+def without_optimizer(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without what only a run that goes on needs."""
+    lean = {name: value for name, value in checkpoint.trainer.items() if name != OF_OPTIMIZER}
+    return replace(checkpoint, trainer=lean)
+
+
 _OF_ATTEMPT = re.compile(r"\d+\.(\d+)\.(?:previous\.|best\.)?pt$")
 _UNFINISHED = re.compile(r"\.\d{5}\.")
 
@@ -171,8 +184,7 @@ def _without_optimizer(path: Path) -> None:
         log.warning("%s", error)  # torn by a crash: it is kept as it is
         return
     if OF_OPTIMIZER in checkpoint.trainer:
-        lean = {name: value for name, value in checkpoint.trainer.items() if name != OF_OPTIMIZER}
-        write(path, replace(checkpoint, trainer=lean))
+        write(path, without_optimizer(checkpoint))
 
 
 def unsettled(folder: Path) -> Iterator[int]:

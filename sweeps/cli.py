@@ -15,11 +15,17 @@ gc.disable()  # what is imported is no garbage: a tenth of a second in each comm
 with shadows.explained():
     from model.corpus.annotations import CorpusError
     from sweeps.commands import (
+        best,
         compare,
+        confirm,
         create,
         db,
         doctor,
+        forecast,
         mirror,
+        notify,
+        register,
+        replay,
         report,
         run,
         serve,
@@ -47,8 +53,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    *(run.run, create.create, work.work, ui.ui),
-    *(status.status, trials.trials, show.show, watch.watch, compare.compare, report.report, mirror.mirror),
+    *(run.run, confirm.confirm, create.create, work.work, ui.ui),
+    *(status.status, trials.trials, show.show, watch.watch, forecast.forecast),
+    *(compare.compare, report.report, mirror.mirror),
+    *(best.best, replay.replay, register.register, notify.notify),
     *(verbs.pause, verbs.resume, verbs.stop, verbs.cancel, verbs.enqueue, verbs.delete),
     *(serve.serve, token.actions, doctor.doctor),
 )

@@ -21,12 +21,14 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from sweeps.budget import IMPROVEMENT
 from sweeps.errors import NotAllowed, ServerUnavailable, SweepError, SweepNotFound, TrialNotFound, revived
 from sweeps.interface import MOST_BEYOND, PAGE, Best, Change, Created, Spec, Sweeps
 from sweeps.records import ActionRow, Curve, DecisionRow, EpochRow, EventRow, SweepStatus, TrialRow
 from sweeps.states import TrialState
 
 if TYPE_CHECKING:
+    from sweeps.forecast import Forecast
     from sweeps.summary import Conclusions
 
 T = TypeVar("T")
@@ -164,6 +166,11 @@ class Client(Sweeps):
 
         return self._ask(Conclusions, "GET", _path(name, "conclusions"))
 
+    def forecast(self, name: str, improvement: float = IMPROVEMENT) -> Forecast:
+        from sweeps.forecast import Forecast
+
+        return self._ask(Forecast, "GET", _path(name, "forecast"), {"improvement": improvement})
+
     def events(self, name: str, *, after: int = 0, limit: int = PAGE) -> list[EventRow]:
         return self._ask(list[EventRow], "GET", _path(name, "events"), {"after": after, "limit": limit})
 
@@ -179,8 +186,10 @@ class Client(Sweeps):
     def cancel(self, name: str) -> SweepStatus:
         return self._ask(SweepStatus, "POST", _path(name, "cancel"))
 
-    def enqueue(self, name: str, values: Mapping[str, Any], *, trial_name: str | None = None) -> TrialRow:
-        body = {"values": dict(values), "name": trial_name}
+    def enqueue(
+        self, name: str, values: Mapping[str, Any], *, trial_name: str | None = None, repeat: bool = False
+    ) -> TrialRow:
+        body = {"values": dict(values), "name": trial_name} | ({"repeat": True} if repeat else {})
         return self._ask(TrialRow, "POST", _path(name, "trials"), body=body)
 
     def delete(self, name: str, *, keep_mlflow: bool = False, created_at: float | None = None) -> None:

@@ -57,6 +57,7 @@ def description(
         Block([], _state(sweep, trials)),
         Block([], _views(sweep)),
         _points("Alarm", _of(sweep, trials, found, "Alarm")),
+        _points("Confirmation", _of(sweep, trials, found, "Confirmation")),
         _points(
             "Can I trust it?", [each for each in trust(sweep, trials, spec, found) if each != found.audit.sentence]
         ),

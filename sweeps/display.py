@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sweeps import warm_start
 from sweeps.records import EpochRow, EventRow, SweepRow, TrialRow
 from sweeps.states import TrialState
 from sweeps.store import Store
@@ -82,11 +84,17 @@ def epoch_line(row: EpochRow) -> str:
     return f"epoch {row.epoch}  WER {wer}{spread}  {row.phase}{rate}{seconds}"
 
 
+FORECAST_SECONDS = 30.0
+"""How often the forecast is made anew while no trial ends."""
+
+
 class LiveTable:
     """The trials as a table that follows them."""
 
-    def __init__(self, epochs: Epochs, live: Live) -> None:
-        self._epochs, self._live = epochs, live
+    def __init__(self, epochs: Epochs, live: Live, forecast: Callable[[], str] = str) -> None:
+        """`forecast`: asked now and then; empty where there is none."""
+        self._epochs, self._live, self._forecast = epochs, live, forecast
+        self._foreseen, self._foreseen_for, self._foresee_at = "", -1, 0.0
         self._last: dict[int, tuple[int, EpochRow | None]] = {}
 
     def update(self, sweep: SweepRow, trials: list[TrialRow], note: str) -> None:
@@ -104,9 +112,18 @@ class LiveTable:
             lines.append(f"{len(trials) - len(shown)} trials not shown")
         table = trial_table(sweep.name, shown, self._last_row, one_line=True)
         parts: list[Table | Text] = [table, _line(" · ".join(lines))]
+        if forecast := self._now_forecast(done):
+            parts.append(_line(forecast))
         if note:
             parts.append(_line(note, style="yellow"))
         self._live.update(Group(*parts))
+
+    def _now_forecast(self, done: int) -> str:
+        """Asked anew when a trial is over, and else once in a while."""
+        now = time.monotonic()
+        if done != self._foreseen_for or now >= self._foresee_at:
+            self._foreseen, self._foreseen_for, self._foresee_at = self._forecast(), done, now + FORECAST_SECONDS
+        return self._foreseen
 
     def _last_row(self, trial: TrialRow) -> EpochRow | None:
         known = self._last.get(trial.id)
@@ -178,7 +195,12 @@ def trial_table(
 
 @contextmanager
 def view(
-    epochs: Epochs, *, plain: bool, out: TextIO, seen: Mapping[int, int] = MappingProxyType({})
+    epochs: Epochs,
+    *,
+    plain: bool,
+    out: TextIO,
+    seen: Mapping[int, int] = MappingProxyType({}),
+    forecast: Callable[[], str] = str,
 ) -> Iterator[PlainLog | LiveTable]:
     """The right one of the two for where the output goes."""
     console = Console(file=out, markup=False, emoji=False, highlight=False)
@@ -186,7 +208,7 @@ def view(
         yield PlainLog(epochs, out, seen)
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
-        yield LiveTable(epochs, live)
+        yield LiveTable(epochs, live, forecast)
 
 
 def print_summary(
@@ -221,6 +243,8 @@ def print_summary(
     say(f"The best constant sentence ({sweep.facts['constant_sentence']!r}) scores {sweep.facts['constant_wer']:.1%}.")
     if best is not None:
         say(f"Best: trial {trial_label(best)}, dev WER {best.best_wer:.1%} at epoch {best.best_epoch}.")
+    if began_from := warm_start.in_words(sweep):
+        say(began_from)
     told = [
         (heading, [f"{sweep.name}/{t.name or t.number}: {sentence_about(t)}" for t in chosen])
         for heading, chosen in (

@@ -21,7 +21,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from sweeps import service
-from sweeps.errors import DatabaseUnavailable
+from sweeps.channels import load_channels
+from sweeps.errors import DatabaseUnavailable, SpecError
 from sweeps.keeper import STALE_SECONDS
 from sweeps.processes import is_gone, is_known_dead
 from sweeps.records import Runner, SweepRow, WorkerRow
@@ -86,6 +87,7 @@ def examine(home: Home, database: str | None, tracking_uri: str | None) -> Itera
     yield writable(home.root)
     yield file_systems(_sqlite_files(home, database, tracking_uri), psutil.disk_partitions(all=True))
     yield from tables(home, database)
+    yield notify(home.notify)
     yield mlflow_server(tracking_uri) if tracking_uri else local_mlflow()
     yield from devices(shutil.which("nvidia-smi") is not None)
 
@@ -187,6 +189,18 @@ def file_systems(files: Iterable[Path], partitions: Sequence[Partition]) -> Find
 def _is_far(mount: Partition) -> bool:
     # Windows calls the file system of a drive by the name it has on its server, and the drive remote.
     return mount.fstype.lower() in NETWORK or mount.fstype.startswith("fuse.") or "remote" in mount.opts.split(",")
+
+
+def notify(file: Path) -> Finding:
+    """Whether those who are to be told of news can be: nothing is sent."""
+    if not file.exists():
+        return Finding("notify", "ok", f"nobody is told of news: there is no {file}")
+    try:
+        channels = load_channels(file)
+    except SpecError as error:
+        said = "; ".join(str(error).splitlines())
+        return Finding("notify", "fault", said, "mend it: `sweeps run` and `sweeps work` refuse to begin with it")
+    return Finding("notify", "ok", f"told of news: {', '.join(channels)}; `sweeps notify --test` tries them")
 
 
 # the database

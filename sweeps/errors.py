@@ -147,13 +147,34 @@ class TrialExists(SweepError):
         super().__init__(f"sweep {sweep!r} has a trial {trial!r} with other values: choose another name, or none")
 
 
-class NothingToDo(SweepError):
-    """A sweep that has used up its budget was told to go on."""
+class TrialTried(SweepError):
+    """The sweep has a trial of this configuration."""
 
-    def __init__(self, sweep: str) -> None:
+    def __init__(self, sweep: str, trial: str) -> None:
+        super().__init__(
+            f"sweep {sweep!r} has this configuration already, as trial {trial}: --repeat and a --name of its own train "
+            "it again, from another seed"
+        )
+
+
+class NothingToDo(SweepError):
+    """A sweep that has used up its budget, or its space, was told to go on."""
+
+    def __init__(self, sweep: str, tried: int | None = None) -> None:
+        """
+        Args:
+            tried: how many configurations its space has, where all were tried.
+        """
         super().__init__(
             f"sweep {sweep!r} has done all trials of its budget: raise budget.trials in its spec and run it"
+            if tried is None
+            else f"sweep {sweep!r} has tried all {tried} configurations of its space: begin another sweep with a wider "
+            "space, or with sampler.repeats: true"
         )
+
+
+class NoWarmStart(SweepError):
+    """A sweep cannot begin from the trials of an earlier one."""
 
 
 class RangeTestFailed(SweepError):
@@ -180,6 +201,10 @@ class TokenNotFound(SweepError):
 
 class WrongState(SweepError, ValueError):
     """The life cycle has no such step."""
+
+
+class CannotTell(SweepError):
+    """A message did not get to where it was to go. It can be tried again."""
 
 
 class NotAllowed(SweepError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event
 
 from sweeps.errors import SweepBusy, SweepNotFound
-from sweeps.keeper import Keeper, holding
+from sweeps.keeper import Keeper, News, holding, no_news
 from sweeps.mirror import Mirror
 from sweeps.records import Runner, SweepRow
 from sweeps.spec import spec_of
@@ -42,13 +42,21 @@ class House:
     """Passes over sweeps, each by whoever holds it."""
 
     def __init__(
-        self, store: Store, runner: Runner, lease_seconds: float, checkpoints: Path, make_mirror: MakeMirror | None
+        self,
+        store: Store,
+        runner: Runner,
+        lease_seconds: float,
+        checkpoints: Path,
+        make_mirror: MakeMirror | None,
+        news: News = no_news,
     ) -> None:
         """
         Args:
             checkpoints: folder with a folder a sweep.
             make_mirror: None where this process knows no tracking server.
+            news: see `Keeper`.
         """
+        self._news = news
         self._store, self._runner, self._make_mirror = store, runner, make_mirror
         self._lease_seconds, self._checkpoints = lease_seconds, checkpoints
         self._kept: dict[int, _Kept] = {}
@@ -118,7 +126,8 @@ class House:
             mirror = self._make_mirror(sweep, lambda: not lost.is_set()) if self._make_mirror else None
             if mirror is not None:
                 mirror.start()
-            keeper = Keeper(self._store, study, sweep, self._lease_seconds, self._checkpoints / sweep.name)
+            folder = self._checkpoints / sweep.name
+            keeper = Keeper(self._store, study, sweep, self._lease_seconds, folder, self._news)
             self._kept[sweep.id] = _Kept(sweep.name, keeper, mirror, lost, stack.pop_all())
 
     def _let_go(self, sweep_id: int) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from sweeps.learned import FEWEST_TRIALS, Vector, partial_spearman
+from sweeps.learned import FEWEST_TRIALS, Vector, groups_share, partial_spearman
 from sweeps.records import TrialRow
-from sweeps.spec import SweepSpec
+from sweeps.spec import Choices, SweepSpec
 from sweeps.states import TrialState
 
 
@@ -20,14 +20,14 @@ def importance(trials: Sequence[TrialRow], spec: SweepSpec) -> dict[str, float]:
     """Share (0 to 1) of the variation in the ranks of WER that each parameter explains, less what chance explains;
     empty for less than FEWEST_TRIALS trials.
 
-    Of the learning rate: a parabola over its logarithm. Of the others: what they explain (squared rank correlation) of
-    what the learning rate leaves, as a sampler gathers its trials around the best one in all parameters at once. Trials
-    that took off and trials that did not count alike, one that was stopped as too slow with the WER predicted for it.
+    Of the learning rate: a parabola over its logarithm. Of the others: what they explain (squared rank correlation; of
+    choices the variation between them) of what the learning rate leaves, as a sampler gathers its trials around the
+    best one in all parameters at once; of a conditional one over the trials that had it. Trials that took off and
+    trials that did not count alike, one that was stopped as too slow with the WER predicted for it.
 
     Args:
         trials: of one sweep; those that are not over, failed, or ran under settings of their own are left out.
     """
-    searched = {name: bounds for name, bounds in spec.space.ranges().items() if bounds.low < bounds.high}
     judged = [
         (trial.hyperparameters, _wer(trial, trial.best_wer))
         for trial in trials
@@ -36,17 +36,22 @@ def importance(trials: Sequence[TrialRow], spec: SweepSpec) -> dict[str, float]:
     ]  # fmt: skip
     if len(judged) < FEWEST_TRIALS:
         return {}
-    wers = np.array([wer for _, wer in judged])
-    rates = np.log([values["learning_rate"] for values, _ in judged])
-    centred = rates - rates.mean()
-    given = np.stack([centred**power for power in range(min(3, len(np.unique(rates))))], axis=1)
     found = {}
-    for name, bounds in searched.items():
+    for name, parameter in spec.space.searched().items():
+        had = [(values, wer) for values, wer in judged if name in values]
+        if len(had) < FEWEST_TRIALS:
+            continue
+        wers = np.array([wer for _, wer in had])
+        rates = np.log([values["learning_rate"] for values, _ in had])
+        centred = rates - rates.mean()
+        given = np.stack([centred**power for power in range(min(3, len(np.unique(rates))))], axis=1)
         if name == "learning_rate":
             found[name] = _explained(given, stats.rankdata(wers))
+        elif isinstance(parameter, Choices):
+            found[name] = _beyond_chance(*groups_share([values[name] for values, _ in had], wers, given))
         else:
-            column = np.array([float(values[name]) for values, _ in judged])
-            correlation, _ = partial_spearman(np.log(column) if bounds.log else column, wers, given)
+            column = np.array([float(values[name]) for values, _ in had])
+            correlation, _ = partial_spearman(np.log(column) if parameter.log else column, wers, given)
             found[name] = _beyond_chance(correlation**2, 1, len(wers) - given.shape[1] - 1)
     return found
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from sweeps.budget import IMPROVEMENT
 from sweeps.records import ActionRow, Curve, DecisionRow, EpochRow, EventRow, SweepStatus, TrialRow
 from sweeps.states import SweepState, TrialState
 
 if TYPE_CHECKING:
+    from sweeps.forecast import Forecast
     from sweeps.summary import Conclusions
 
 PAGE = 1_000
@@ -141,6 +143,14 @@ class Sweeps(Protocol):
         """What was learned about the parameters, and how often the rules were wrong."""
         ...
 
+    def forecast(self, name: str, improvement: float = IMPROVEMENT) -> Forecast:
+        """What the rest of its budget will bring: hours, trials, and the chance of a WER lower by `improvement`.
+
+        Raises:
+            SweepError: an improvement that is no fraction above 0.
+        """
+        ...
+
     def events(self, name: str, *, after: int = 0, limit: int = PAGE) -> list[EventRow]:
         """What happened, in order, from behind the event `after`."""
         ...
@@ -172,15 +182,19 @@ class Sweeps(Protocol):
         """It ends for good: the epochs in hand are dropped, no trial goes on."""
         ...
 
-    def enqueue(self, name: str, values: Mapping[str, Any], *, trial_name: str | None = None) -> TrialRow:
+    def enqueue(
+        self, name: str, values: Mapping[str, Any], *, trial_name: str | None = None, repeat: bool = False
+    ) -> TrialRow:
         """Let a configuration wait that is to be trained before the sampler is asked for another. Asked again, with the
         same values or the same name, it adds no second one.
 
         Args:
             values: any fields of a training config; what is not named is the spec's.
+            repeat: train it again, from another seed, if the sweep has it already; the repeat needs a name.
 
         Raises:
             SpecError: values that no training config can have.
+            TrialTried: the sweep has this configuration already.
             TrialsSpent: the budget has no trial left.
         """
         ...

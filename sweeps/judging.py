@@ -47,6 +47,14 @@ def record(
     before: Sequence[EpochReport] = (),
 ) -> None:
     """Step 4: the epoch rows, each with the phase the run was in; rows that are there already stay."""
+    rows = rows_of(reports, constant_wer, before)
+    if rows:
+        shown = {report.epoch: checked(report.examples) for report in reports if report.examples is not None}
+        store.record(claim, rows, shown)
+
+
+def rows_of(reports: Sequence[EpochReport], constant_wer: float, before: Sequence[EpochReport] = ()) -> list[EpochRow]:
+    """Epochs as they are recorded, after those `before`."""
     wers = [r.wer for r in before]
     rows = []
     for report in reports:
@@ -54,9 +62,7 @@ def record(
         rows.append(
             EpochRow.of(report, phase_of(wers, constant_wer), min(filter(math.isfinite, wers), default=math.nan))
         )
-    if rows:
-        shown = {report.epoch: checked(report.examples) for report in reports if report.examples is not None}
-        store.record(claim, rows, shown)
+    return rows
 
 
 def judge_all(

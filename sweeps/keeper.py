@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
 from model.diagnosis import counted
 from sweeps import checkpoints, judging
+from sweeps.budget import Spending, exceeded
 from sweeps.errors import DatabaseUnavailable
+from sweeps.forecasting import end_if_not_worth_it
 from sweeps.processes import is_gone, is_known_dead
 from sweeps.records import Runner, SweepRow, TrialRow
 from sweeps.states import SweepState, TrialState
-from sweeps.store import Store
+from sweeps.store import CONFIGURATIONS, Store
 from sweeps.study import Study
 
 log = logging.getLogger(__name__)
@@ -70,17 +72,37 @@ def holding(store: Store, sweep: SweepRow, runner: Runner) -> Iterator[Event]:
             log.warning("%s; the sweep is free again in %.0f s", error, STALE_SECONDS)
 
 
+News = Callable[[SweepRow, Sequence[TrialRow], bool], None]
+"""Told a sweep, its trials, and whether it failed because they did one after the other: see `sweeps.outbox`."""
+
+
+def no_news(sweep: SweepRow, trials: Sequence[TrialRow], breaker: bool) -> None:
+    """Nobody is told."""
+
+
 class Keeper:
     """What has to be remembered between two passes."""
 
-    def __init__(self, store: Store, study: Study, sweep: SweepRow, lease_seconds: float, folder: Path) -> None:
+    def __init__(
+        self,
+        store: Store,
+        study: Study,
+        sweep: SweepRow,
+        lease_seconds: float,
+        folder: Path,
+        news: News = no_news,
+    ) -> None:
         """
         Args:
             folder: of the sweep's checkpoints, as this machine sees it.
+            news: told how the sweep is, at the end of each pass.
         """
+        self._news = news
         self._store, self._study, self._sweep, self._folder = store, study, sweep, folder
         self._lease_seconds = lease_seconds
         self._quiet_until = self._expire_at = 0.0
+        self._forecast_for: tuple[object, ...] = ()
+        """What the sweep was like when its forecast was last asked for."""
         self._orphans: dict[int, float] = {}
         """Optuna trials that nobody points to, and when each was first seen."""
 
@@ -99,12 +121,29 @@ class Keeper:
             store.reap(sweep_id, {*dead_workers, *gone}, expired=time.monotonic() >= self._quiet_until)
             judging.tell(store, self._study, sweep_id)
             end_if_over(store, sweep_id)
+            self._end_if_not_worth_it()
             self._fail_orphans()
             self._tidy_checkpoints()
-            return judging.reread(store, self._sweep)
+            return self.tell_news()
         except DatabaseUnavailable:
             self._quiet_until = time.monotonic() + self._lease_seconds
             raise
+
+    def tell_news(self) -> SweepRow:
+        """Have written down what there is to tell of the sweep as it is now, and return that."""
+        sweep = judging.reread(self._store, self._sweep)
+        trials = self._store.siblings(sweep)
+        self._news(sweep, trials, sweep.state is SweepState.FAILED and bool(_failures(sweep, trials)))
+        return sweep
+
+    def _end_if_not_worth_it(self) -> None:
+        """Asked whenever a trial is over, or the sweep was told to run."""
+        sweep = judging.reread(self._store, self._sweep)
+        over = sum(trial.state.terminal for trial in self._store.siblings(sweep))
+        now = (over, sweep.state, sweep.resumed_at, sweep.budget)
+        if now != self._forecast_for:
+            self._forecast_for = now
+            end_if_not_worth_it(self._store, sweep)
 
     def _fail_orphans(self) -> None:
         """A worker died between registering a trial with Optuna and writing that down. One that lives is in between for
@@ -133,8 +172,15 @@ class Keeper:
 
 
 def has_work(sweep: SweepRow, trials: list[TrialRow]) -> bool:
-    """Whether a trial waits, or the budget allows another."""
-    return len(trials) < sweep.budget["trials"] or any(not t.state.terminal for t in trials)
+    """Whether a trial waits, or budget and space allow another."""
+    another = len(trials) < sweep.budget["trials"] and tried_all(sweep, trials) is None
+    return another or any(not t.state.terminal for t in trials)
+
+
+def tried_all(sweep: SweepRow, trials: Sequence[TrialRow]) -> int | None:
+    """How many configurations the sweep's space has, where each has a trial and none is to be repeated."""
+    most = sweep.facts.get(CONFIGURATIONS)
+    return most if most is not None and sum(t.in_space for t in trials) >= most else None
 
 
 def end_if_over(store: Store, sweep_id: int) -> None:
@@ -149,7 +195,9 @@ def end_if_over(store: Store, sweep_id: int) -> None:
     running = sum(t.state is TrialState.RUNNING for t in trials)
     waiting = sum(t.state is TrialState.WAITING for t in trials)
     if state in (SweepState.RUNNING, SweepState.STOPPING, SweepState.PAUSED) and not has_work(sweep, trials):
-        store.set_sweep_state(sweep_id, SweepState.COMPLETE, "all trials of its budget are done", here)
+        tried = tried_all(sweep, trials) if len(trials) < sweep.budget["trials"] else None
+        why = "all trials of its budget are done" if tried is None else f"all {tried} configurations tried"
+        store.set_sweep_state(sweep_id, SweepState.COMPLETE, why, here)
     elif state is SweepState.RUNNING and (failed := _failures(sweep, trials)):
         why = f"the last {BREAKER} trials that ended have failed, the last one with: {failed[-1].reason}"
         store.set_sweep_state(sweep_id, SweepState.FAILED, why, here)
@@ -158,10 +206,10 @@ def end_if_over(store: Store, sweep_id: int) -> None:
     elif state is SweepState.CANCELLING:
         store.set_sweep_state(sweep_id, SweepState.CANCELLED, sweep.reason, here)
     elif state is SweepState.STOPPING:
-        why = f"{sweep.reason};{_left(waiting)} resume it, or run it again, to go on"
-        store.set_sweep_state(sweep_id, SweepState.STOPPED, why, here)
-    elif state is SweepState.RUNNING and _budget_is_spent(sweep, trials):
-        why = f"its budget is spent;{_left(waiting)} raise the budget and run it again to go on"
+        left = f"; {counted(waiting, 'trial')} left waiting" if waiting else ""
+        store.set_sweep_state(sweep_id, SweepState.STOPPED, f"{sweep.reason}{left}", here)
+    elif state is SweepState.RUNNING and (limit := exceeded(sweep.budget, _spending(sweep, trials))):
+        why = f"its budget of {limit} is spent;{_left(waiting)} raise budget.{limit.name} and run it again to go on"
         store.set_sweep_state(sweep_id, SweepState.STOPPED, why, here)
 
 
@@ -178,7 +226,5 @@ def _failures(sweep: SweepRow, trials: list[TrialRow]) -> list[TrialRow]:
     return last if enough else []
 
 
-def _budget_is_spent(sweep: SweepRow, trials: list[TrialRow]) -> bool:
-    limit, hours = sweep.budget.get("total_epochs"), sweep.budget.get("hours")
-    spent = limit is not None and sum(t.epochs for t in trials) >= limit
-    return spent or (hours is not None and sweep.seconds >= 3600 * hours)
+def _spending(sweep: SweepRow, trials: list[TrialRow]) -> Spending:
+    return Spending(sum(t.epochs for t in trials), sweep.seconds, sum(t.seconds for t in trials))

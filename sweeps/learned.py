@@ -16,9 +16,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from model.diagnosis import TAKEOFF_MARGIN, best_epoch, counted, takeoff_epoch
-from model.types import EpochReport
+from model.types import EpochReport, Value
 from sweeps.records import TrialRow
-from sweeps.spec import SweepSpec
+from sweeps.spec import Choices, SweepSpec
 from sweeps.states import TrialState
 
 Says: TypeAlias = Literal["effect", "no_clear_effect", "too_few"]
@@ -56,7 +56,7 @@ class Lesson:
 class _Run:
     """A trial that is over."""
 
-    values: dict[str, float]
+    values: dict[str, Value]
     takeoff: int | None
     diverged: bool
     stopped: bool
@@ -77,7 +77,9 @@ def learned(
     """A lesson for each parameter that the sweep searched, in the order of the space.
 
     The learning rate is not monotonic: tested is whether a parabola over its logarithm explains the ranks of WER (F
-    test), and told is where the best third lies. For the others: Spearman's rank correlation with WER, what the
+    test), and told is where the best third lies. For choices: whether which one a trial had explains them, what the
+    learning rate explains taken out (F test). A conditional parameter is judged by the trials that had it. For the
+    others: Spearman's rank correlation with WER, what the
     learning rate explains taken out of both (a parabola, and the distance from the best third); for patience what the
     epoch of takeoff explains, too.
 
@@ -86,7 +88,7 @@ def learned(
         curves: epochs 1, 2, ... of each trial, by its id.
         constant_wer: dev WER of the best constant sentence (fraction).
     """
-    searched = [name for name, bounds in spec.space.ranges().items() if bounds.low < bounds.high]
+    searched = spec.space.searched()
     runs = [
         _run(trial, curves[trial.id], spec, constant_wer)
         for trial in trials
@@ -94,11 +96,20 @@ def learned(
         and trial.hyperparameters and not trial.overrides and curves.get(trial.id)
     ]  # fmt: skip
     judged = {
-        name: [r for r in runs if (r.takeoff and r.patience_could_act if name == "patience" else r.learns)]
+        name: [
+            r
+            for r in runs
+            if name in r.values and (r.takeoff and r.patience_could_act if name == "patience" else r.learns)
+        ]
         for name in searched
     }
     tested = [name for name in searched if len(judged[name]) >= FEWEST_TRIALS]
-    found = {name: _effect(name, judged[name]) for name in tested}
+    found = {
+        name: _effect_of_choice(name, judged[name])
+        if isinstance(searched[name], Choices)
+        else _effect(name, judged[name])
+        for name in tested
+    }
     corrected = dict(zip(tested, holm([found[name]["p"] for name in tested]), strict=True))
     lessons = []
     for name in searched:
@@ -107,7 +118,12 @@ def learned(
         if name in found:
             says = "effect" if corrected[name] <= LEVEL else "no_clear_effect"
             numbers = found[name] | {"p": corrected[name]}
-        sentence, more = _told(name, says, numbers, judged[name], runs)
+        if isinstance(searched[name], Choices) and runs:
+            sentence, more = _choice_in_words(name, says, numbers, judged[name]), dict[str, float]()
+        else:
+            sentence, more = _told(name, says, numbers, judged[name], runs)
+        if searched[name].when and runs:
+            sentence = f"{counted(sum(name in r.values for r in runs), 'trial')} had it; {sentence}"
         lessons.append(Lesson(name, says, sentence, len(judged[name]), numbers | more))
     return lessons
 
@@ -126,10 +142,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _run(trial: TrialRow, reports: Sequence[EpochReport], spec: SweepSpec, constant_wer: float) -> _Run:
-    values = {name: float(value) for name, value in (trial.hyperparameters or {}).items()}
+    values = dict(trial.hyperparameters or {})
+    config = spec.training(trial.number, values, trial.overrides)
     wers = [report.wer for report in reports]
     best, takeoff = best_epoch(wers), takeoff_epoch(wers, constant_wer)
-    counts_from = 1 if spec.trainer.patience_starts == "epoch1" else takeoff
+    counts_from = 1 if config.patience_starts == "epoch1" else takeoff
     stopped = trial.verdict == "too_slow"
     predicted = trial.evidence.get("predicted_wer") if stopped else None
     return _Run(
@@ -140,7 +157,7 @@ def _run(trial: TrialRow, reports: Sequence[EpochReport], spec: SweepSpec, const
         wer=predicted if predicted is not None else best[1] if best else math.inf,
         learns=takeoff is not None or (predicted is not None and predicted <= constant_wer - TAKEOFF_MARGIN),
         ended_by_patience=trial.rule == "patience",
-        patience_could_act=counts_from is not None and counts_from + values.get("patience", math.inf) <= len(wers),
+        patience_could_act=counts_from is not None and counts_from + config.patience <= len(wers),
         longest_wait=_longest_wait(wers, counts_from) if counts_from else 0,
     )
 
@@ -159,15 +176,13 @@ def _longest_wait(wers: Sequence[float], first: int) -> int:
 
 def _effect(name: str, runs: Sequence[_Run]) -> dict[str, float]:
     """What a parameter does to WER: `p`, and the numbers for its sentence."""
-    values = np.array([r.values[name] for r in runs])
-    rates = np.log([r.values["learning_rate"] for r in runs])
+    values = np.array([float(r.values[name]) for r in runs])
     wers = np.array([r.wer for r in runs])
-    third = np.argsort(wers, kind="stable")[: math.ceil(len(runs) / 3)]
+    rates = np.log([_rate(r) for r in runs])
     if name == "learning_rate":
-        best = values[third].tolist()
+        best = values[_best_third(wers)].tolist()
         return {"p": parabola_p(rates, wers), "best_low": min(best), "best_high": max(best)}
-    # The distance as well: where trials crowd about the best rate, a parabola alone leaves some of its effect behind.
-    given = np.column_stack([_parabola(rates), abs(rates - np.median(rates[third]))])
+    given = _what_the_rate_explains(rates, wers)
     if name == "patience":  # a long one could only act on trials that took off early, which are better anyhow
         given = np.column_stack([given, [float(r.takeoff or 0) for r in runs]])
     correlation, p = partial_spearman(values, wers, given)
@@ -177,6 +192,68 @@ def _effect(name: str, runs: Sequence[_Run]) -> dict[str, float]:
     if difference * correlation <= 0:  # ranks and medians disagree: then there is nothing to tell
         p = 1.0
     return {"p": p, "correlation": correlation, "middle": middle, "difference": difference}
+
+
+def _effect_of_choice(name: str, runs: Sequence[_Run]) -> dict[str, float]:
+    """As `_effect`, of values in no order: whether which of them a trial has explains ranks of WER (F test)."""
+    wers = np.array([r.wer for r in runs])
+    given = _what_the_rate_explains(np.log([_rate(r) for r in runs]), wers)
+    medians = _medians_of_choices(name, runs)
+    p = groups_p([r.values[name] for r in runs], wers, given)
+    return {"p": p, "difference": max(medians.values()) - min(medians.values())}
+
+
+def _medians_of_choices(name: str, runs: Sequence[_Run]) -> dict[Value, float]:
+    """Value to the median WER of its trials, what the learning rate explains taken out: the best first."""
+    wers = np.array([r.wer for r in runs])
+    rest = _without(_what_the_rate_explains(np.log([_rate(r) for r in runs]), wers), wers)
+    values = [r.values[name] for r in runs]
+    medians = {
+        value: float(np.median([w for w, v in zip(rest, values, strict=True) if v == value])) for value in set(values)
+    }
+    return dict(sorted(medians.items(), key=lambda pair: (pair[1], str(pair[0]))))
+
+
+def _rate(run: _Run) -> float:
+    return float(run.values["learning_rate"])
+
+
+def _best_third(wers: Vector) -> np.ndarray[Any, np.dtype[np.intp]]:
+    return np.argsort(wers, kind="stable")[: math.ceil(len(wers) / 3)]
+
+
+def _what_the_rate_explains(log_rates: Vector, wers: Vector) -> Vector:
+    """Columns (n, 2 to 4) by which the learning rate is taken out of the others: a parabola, and the distance from the
+    best third as well: where trials crowd about the best rate, a parabola alone leaves some of its effect behind.
+    """
+    return np.column_stack([_parabola(log_rates), abs(log_rates - np.median(log_rates[_best_third(wers)]))])
+
+
+def groups_p(labels: Sequence[Value], y: Vector, given: Vector) -> float:
+    """p of the F test that which label it has explains nothing of the ranks of what the columns of `given` (n, k) do
+    not explain of `y` (n,); 1 where there is nothing to compare.
+    """
+    share, columns, free = groups_share(labels, y, given)
+    if columns < 1 or free < 1:
+        return 1.0
+    from scipy import special
+
+    return float(special.fdtrc(columns, free, (share / columns) / max((1 - share) / free, 1e-12)))
+
+
+def groups_share(labels: Sequence[Value], y: Vector, given: Vector) -> tuple[float, int, int]:
+    """Share (0 to 1) of those ranks that the labels explain, by how many columns, and the degrees left."""
+    rest = _without(given, y)
+    kinds = list(dict.fromkeys(labels))
+    dummies = np.array([[label == kind for kind in kinds[1:]] for label in labels], dtype=float).reshape(len(y), -1)
+    of_labels = dummies - given @ np.linalg.lstsq(given, dummies, rcond=None)[0]
+    columns = int(np.linalg.matrix_rank(of_labels)) if dummies.size else 0
+    free = len(y) - int(np.linalg.matrix_rank(given)) - columns
+    if columns == 0 or abs(rest).max() <= 1e-9 * abs(y).max():
+        return 0.0, columns, free
+    ranks = _ranks(rest) - (len(y) + 1) / 2
+    left = _without(of_labels, ranks)
+    return 1 - float((left**2).sum() / (ranks**2).sum()), columns, free
 
 
 def parabola_p(x: Vector, y: Vector) -> float:
@@ -258,6 +335,16 @@ def _effect_in_words(says: Says, numbers: Mapping[str, float], judged: Sequence[
     )
 
 
+def _choice_in_words(name: str, says: Says, numbers: Mapping[str, float], judged: Sequence[_Run]) -> str:
+    if says != "effect":
+        return _effect_in_words(says, numbers, judged)
+    best, *others = _medians_of_choices(name, judged)
+    return (
+        f"{best} is best: {100 * numbers['difference']:.1f} WER points between its trials and those of {others[-1]}, "
+        f"at equal learning rate ({_trials(judged)}; p = {numbers['p']:.2g})."
+    )
+
+
 def _best_rates(says: Says, numbers: Mapping[str, float], judged: Sequence[_Run]) -> str:
     if says == "too_few":
         return f"Too few trials ({len(judged)}) to say where WER is best." if judged else ""
@@ -274,9 +361,9 @@ def _trials(judged: Sequence[_Run]) -> str:
 
 def _where_it_took_off(runs: Sequence[_Run]) -> tuple[str, dict[str, float]]:
     """In which range of learning rates trials took off, and in which none did."""
-    rates = sorted(r.values["learning_rate"] for r in runs if r.takeoff)
-    dead = [r.values["learning_rate"] for r in runs if not r.takeoff and not r.stopped]
-    stopped = [r.values["learning_rate"] for r in runs if not r.takeoff and r.stopped]
+    rates = sorted(_rate(r) for r in runs if r.takeoff)
+    dead = [_rate(r) for r in runs if not r.takeoff and not r.stopped]
+    stopped = [_rate(r) for r in runs if not r.takeoff and r.stopped]
     low, high = (rates[0], rates[-1]) if rates else (math.inf, math.inf)
     below, above = [rate for rate in dead if rate < low], [rate for rate in dead if rate > high]
     between = len(dead) - len(below) - len(above)

@@ -16,6 +16,7 @@ from sweeps.gathered import Gathered, values
 from sweeps.importance import importance
 from sweeps.learned import FEWEST_TRIALS
 from sweeps.records import TrialRow
+from sweeps.spec import Choices, Parameter
 from sweeps.states import TrialState
 from sweeps.summary import SHORT, trial_label
 
@@ -40,6 +41,9 @@ ON_WHITE = Colours("#1c2024", "#666e76", "#e4e9ef", "#2563b0", "#c25e00")
 
 DOTS = 1_000
 """Epochs that are drawn as dots as well, so that a trial of a single one is seen."""
+
+MOST_LEVEL_NAMES = 6
+"""More names below parallel coordinates would run into each other: they are turned."""
 
 Paint: TypeAlias = "Callable[[Axes, Gathered, Colours], None]"
 
@@ -233,25 +237,19 @@ def _learning_rate(ax: Axes, of: Gathered, colours: Colours) -> None:
 
 
 def _parallel(ax: Axes, of: Gathered, colours: Colours) -> None:
-    searched = {name: bounds for name, bounds in of.spec.space.ranges().items() if bounds.low < bounds.high}
     scored = sorted(
         (t for t in of.trials if t.best_wer is not None and t.hyperparameters), key=lambda t: -(t.best_wer or 0.0)
     )
-    wers = [t.best_wer or 0.0 for t in scored]
-    columns: list[tuple[str, list[float], bool, Callable[[float], str]]] = [
-        (name, [float(values(t)[name]) for t in scored], bounds.log, lambda value: f"{value:.2g}")
-        for name, bounds in searched.items()
-    ]
-    columns.append(("best WER", wers, False, lambda value: f"{value:.0%}"))
-    heights = []
-    for x, (_, column, log, written) in enumerate(columns if scored else []):
-        scaled = [math.log(value) for value in column] if log and min(column) > 0 else column
-        low, high = min(scaled), max(scaled)
-        heights.append([(value - low) / (high - low) if high > low else 0.5 for value in scaled])
+    given = [values(t) for t in scored]
+    searched = of.spec.space.searched()
+    columns = [_placed([each.get(name) for each in given], parameter) for name, parameter in searched.items()]
+    columns.append(_placed([t.best_wer for t in scored], None))
+    for x, (_, labels) in enumerate(columns if scored else []):
         ax.axvline(x, color=colours.soft, linewidth=0.6)
-        for value, y, where in ((min(column), 0, "top"), (max(column), 1, "bottom")):
-            ax.annotate(written(value), (x, y), (0, 3 if y else -3), textcoords="offset points", ha="center",
-                        va=where, color=colours.soft, annotation_clip=False)  # fmt: skip
+        for y, text in labels.items():
+            where, offset = ("bottom", 3) if y == 1 else ("top", -3) if y == 0 else ("center", 0)
+            ax.annotate(text, (x, y), (0, offset), textcoords="offset points", ha="center", va=where,
+                        color=colours.soft, annotation_clip=False)  # fmt: skip
     third = len(scored) - math.ceil(len(scored) / 3)  # the best ones come last, and lie on top
     groups: tuple[tuple[str, range, dict[str, Any]], ...] = (
         ("others", range(third), {"color": colours.soft, "alpha": 0.35, "linewidth": 0.8}),
@@ -259,10 +257,13 @@ def _parallel(ax: Axes, of: Gathered, colours: Colours) -> None:
         ("best", range(max(len(scored) - 1, 0), len(scored)), {"color": colours.two, "linewidth": 1.8}),
     )
     for label, rows, style in groups:
-        xs, ys = _joined((range(len(columns)), [column[row] for column in heights]) for row in rows)
+        lines = ([(x, column[row]) for x, (column, _) in enumerate(columns) if column[row] is not None] for row in rows)
+        xs, ys = _joined(tuple(zip(*line, strict=True)) for line in lines)
         if xs:
             ax.plot(xs, ys, label=label, **{**style, "linewidth": style["linewidth"] * _fineness(len(rows))})
-    ax.set_xticks(range(len(columns)), [SHORT.get(name, name) for name, *_ in columns])
+    ax.set_xticks(range(len(columns)), [*(SHORT.get(name, name) for name in searched), "best WER"])
+    if len(columns) > MOST_LEVEL_NAMES:
+        ax.tick_params(axis="x", labelrotation=25)
     ax.tick_params(axis="x", length=0, pad=12)
     ax.set_yticks([])
     ax.set_ylim(-0.04, 1.14)
@@ -270,6 +271,32 @@ def _parallel(ax: Axes, of: Gathered, colours: Colours) -> None:
         side.set_visible(False)
     _legend(ax, colours)
     _if_empty(ax, scored, "no trial yet", colours)
+
+
+def _placed(column: Sequence[Any], parameter: Parameter | None) -> tuple[list[float | None], dict[float, str]]:
+    """Heights (0 to 1) of one value of each trial, None where it has none, and what stands beside some heights. Without
+    a parameter it is their WERs.
+    """
+    there = [value for value in column if value is not None]
+    if isinstance(parameter, Choices):
+        choices = list(dict.fromkeys([*parameter.choices, *there]))  # a named trial may have had another one
+        return (
+            [None if value is None else choices.index(value) / (len(choices) - 1) for value in column],
+            {n / (len(choices) - 1): str(choice) for n, choice in enumerate(choices)},
+        )
+    if not there:
+        return [None for _ in column], {}
+    low, high = min(there), max(there)
+    log = parameter is not None and parameter.log and low > 0
+
+    def height(value: float) -> float:
+        if low == high:
+            return 0.5
+        return math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
+
+    written = "{:.0%}" if parameter is None else "{:.2g}"
+    heights = [None if value is None else height(value) for value in column]
+    return heights, {0.0: written.format(low), 1.0: written.format(high)} if low < high else {0.5: written.format(low)}
 
 
 def _importance(ax: Axes, of: Gathered, colours: Colours) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from model.corpus.annotations import CorpusError
@@ -14,11 +16,13 @@ from model.corpus.data import Corpus, CorpusConfig, check_fit, fit_note, load_co
 from model.corpus.synthetic import generate
 from model.floors import Floors, floors
 from model.types import BUILT_IN
-from sweeps.errors import SpecChanged, TrainerChanged
-from sweeps.records import PlannedTrial, SweepRow
+from sweeps import budget as budgets
+from sweeps import warm_start
+from sweeps.errors import CannotWork, NoWarmStart, SpecChanged, SweepNotFound, TrainerChanged
+from sweeps.records import PlannedTrial, PriorRow, SweepRow
 from sweeps.settings import Home
-from sweeps.spec import SpecError, SweepSpec, differing_paths, digest, spec_of
-from sweeps.store import Store
+from sweeps.spec import Choices, SpecError, SweepSpec, corpus_of, differing_paths, digest, spec_of
+from sweeps.store import CONFIGURATIONS, Store
 from sweeps.trainers import (
     described,
     load_trainer,
@@ -101,8 +105,8 @@ def prepare(
             generated = generate(spec.corpus.generated, home.corpora, progress)
         config = spec.corpus.config(generated)
         corpus = load_corpus(config, cache=home.scans, progress=progress)
-        for values in () if force else ({}, *spec.first_trials.values()):
-            check_fit(corpus.train, values.get("output_stride", spec.trainer.output_stride))
+        for stride in () if force else strides(spec):
+            check_fit(corpus.train, stride)
     except CorpusError as error:
         raise SpecError(str(error)) from error
     if check_device and "cuda" in {
@@ -110,13 +114,21 @@ def prepare(
         *(values.get("device") for values in spec.first_trials.values()),
     }:
         _check_cuda()
-    stride = spec.trainer.output_stride
-    fatal = check_corpus(config, stride, cache=home.scans).fatal
+    longest = strides(spec)[-1]
+    fatal = check_corpus(config, longest, cache=home.scans).fatal
     if fatal and not force:
         faults = [f"corpus: {finding.code}: {finding.evidence} {finding.advice}" for finding in fatal]
         raise SpecError("\n".join([*faults, "corpus: nothing was trained; --force trains on it all the same"]))
-    short = (note for split in (corpus.train, corpus.dev) if (note := fit_note(split, stride)) is not None)
-    return Prepared(spec, config, corpus, floors(corpus, stride), (*corpus.notes, *short), trainer)
+    short = (note for split in (corpus.train, corpus.dev) if (note := fit_note(split, longest)) is not None)
+    return Prepared(spec, config, corpus, floors(corpus, spec.trainer.output_stride), (*corpus.notes, *short), trainer)
+
+
+def strides(spec: SweepSpec) -> list[int]:
+    """The output strides that trials of a sweep may have."""
+    searched = spec.space.parameters().get("output_stride")
+    named = [values.get("output_stride", spec.trainer.output_stride) for values in spec.first_trials.values()]
+    given = searched.choices if isinstance(searched, Choices) else (spec.trainer.output_stride,)
+    return sorted({*map(int, given), *named})
 
 
 def _check_cuda() -> None:
@@ -128,10 +140,53 @@ def _check_cuda() -> None:
         raise SpecError(f"trainer.{error}") from error
 
 
-def open_sweep(store: Store, prepared: Prepared) -> SweepRow:
-    """The sweep of that name, made if there is none. An existing one keeps its budget until it is this process's.
+def corpus_here(sweep: SweepRow, home: Home, given: Path | None = None, progress: Progress | None = None) -> Corpus:
+    """The corpus of a sweep, as it was when the sweep was made; one that was generated is generated again.
+
+    Args:
+        given: where it lies on this machine, if not where the sweep was made.
 
     Raises:
+        CannotWork: it is not here, or is another one.
+    """
+    spec, config = spec_of(sweep), corpus_of(sweep)
+    if given is not None:
+        config = config.model_copy(update={"path": given})
+    try:
+        if spec.corpus.generated is not None and given is None and not config.path.exists():
+            config = config.model_copy(update={"path": generate(spec.corpus.generated, home.corpora, progress)})
+        corpus = load_corpus(config, cache=home.scans, progress=progress)
+    except CorpusError as error:
+        raise CannotWork(sweep.name, str(error)) from error
+    if corpus.hash != sweep.facts["corpus_hash"]:
+        raise CannotWork(
+            sweep.name, f"{corpus.folder}: changed since the sweep began; put it back, or begin another sweep"
+        )
+    return corpus
+
+
+def check_trainer(sweep: SweepRow, reference: str | None) -> None:
+    """
+    Raises:
+        CannotWork: the sweep is trained by another trainer than the one named.
+    """
+    used, given = sweep.facts.get("trainer", trainer_name(None)), trainer_name(reference)
+    if used != given:
+        way_out = "leave --trainer out" if used == trainer_name(None) else f"name {used} with --trainer"
+        raise CannotWork(sweep.name, f"it is trained by {used}, and this worker has {given}: {way_out}")
+
+
+def open_sweep(
+    store: Store, prepared: Prepared, about: Mapping[str, Any] = MappingProxyType({}), *, force: bool = False
+) -> SweepRow:
+    """The sweep of that name, made if there is none. An existing one keeps its budget until it is this process's.
+
+    Args:
+        about: facts beyond those of the corpus, if it is made.
+        force: begin it from earlier sweeps also where their trainers were set otherwise.
+
+    Raises:
+        SweepNotFound, NoWarmStart: it cannot begin from the sweeps that its spec names.
         SpecChanged: a sweep of that name was made from another spec or corpus.
         TrainerChanged: or is trained by another trainer.
     """
@@ -141,8 +196,10 @@ def open_sweep(store: Store, prepared: Prepared) -> SweepRow:
     if known is None:
         planned = [PlannedTrial(**plan._asdict()) for plan in spec.planned()]
         content = stored(spec, prepared.corpus_config)
+        priors, found = _warm_start(store, prepared, force)
+        facts = {**prepared.facts, **found, **_countable(spec, planned), **about}
         return store.create_sweep(
-            spec.name, content, digest(identity), spec.budget.model_dump(), prepared.facts, planned
+            spec.name, content, digest(identity), spec.budget.model_dump(), facts, planned, priors
         )
     used, given = known.facts.get("trainer", BUILT_IN), prepared.facts["trainer"]
     if used != given:
@@ -152,6 +209,43 @@ def open_sweep(store: Store, prepared: Prepared) -> SweepRow:
     if differing:
         raise SpecChanged(spec.name, differing)
     return known
+
+
+def _countable(spec: SweepSpec, planned: Sequence[PlannedTrial]) -> dict[str, Any]:
+    """How many trials the space has room for, where that is counted: a named trial that repeats another takes none."""
+    most = spec.most_configurations()
+    if most is None:
+        return {}
+    inside = [trial.hyperparameters for trial in planned if trial.in_space]
+    return {CONFIGURATIONS: most + sum(values in inside[:n] for n, values in enumerate(inside))}
+
+
+def _warm_start(store: Store, prepared: Prepared, force: bool) -> tuple[list[PriorRow], dict[str, Any]]:
+    """What the sampler is shown of the earlier sweeps that the spec names, and the fact that says so.
+
+    Raises:
+        SweepNotFound: there is no such sweep.
+        NoWarmStart: it measured something else, or (without `force`) trained otherwise.
+    """
+    priors: list[PriorRow] = []
+    sources = []
+    for name in prepared.spec.warm_start:
+        earlier = store.find_sweep(name)
+        if earlier is None:
+            raise SweepNotFound(name, [sweep.name for sweep in store.sweeps()])
+        if differing := warm_start.other_task(earlier, prepared.facts):
+            raise NoWarmStart(
+                f"warm start: sweep {name!r} measured something else: {', '.join(differing)}; leave it out"
+            )
+        if (differing := warm_start.other_trainer(earlier, prepared.spec)) and not force:
+            raise NoWarmStart(
+                f"warm start: trials of sweep {name!r} were trained otherwise: {', '.join(differing)}; train as it "
+                "did, leave it out, or take its trials all the same with --force"
+            )
+        rows, source = warm_start.taken(earlier, store.curves(earlier), prepared.spec)
+        priors += rows
+        sources.append(source)
+    return warm_start.numbered(priors), {warm_start.FACT: warm_start.as_fact(sources)} if sources else {}
 
 
 def _identity(spec: SweepSpec, facts: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +267,10 @@ class Plan:
     seconds_per_epoch: float
     epochs: int
     hours: float
+    device_hours: float
+    """Those of all workers added up."""
+    money: float | None
+    """What these cost; None without a price."""
     disk_bytes: int
 
 
@@ -203,8 +301,12 @@ def plan(prepared: Prepared) -> Plan:
     named = [values.get("epochs", spec.trainer.epochs) for values in spec.first_trials.values()]
     epochs = sum(named) + (spec.budget.trials - len(named)) * spec.trainer.epochs
     epochs = min(epochs, spec.budget.total_epochs or epochs)
-    hours = min(epochs * seconds / spec.workers / 3600, spec.budget.hours or float("inf"))
+    budget = spec.budget.model_dump()
+    limits = budgets.training_left(budget, budgets.Spending(0, 0.0, 0.0), spec.workers, seconds)
+    device_seconds = min([epochs * seconds, *limits.values()])
+    hours = device_seconds / spec.workers / 3600
+    cost = budgets.cost(budget, device_seconds)
     # Weights and AdamW's two moments in float32, the last two checkpoints and the best one; a curve is about 2 kB an
     # epoch in our tables and MLflow's together.
     disk = spec.budget.trials * 3 * 3 * 4 * parameters + 2000 * epochs
-    return Plan(parameters, seconds, epochs, hours, disk)
+    return Plan(parameters, seconds, epochs, hours, device_seconds / 3600, cost, disk)

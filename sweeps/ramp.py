@@ -66,8 +66,9 @@ def reason_to_skip(spec: SweepSpec, trainer: str, corpus: Corpus) -> str | None:
 
 
 def updates_per_epoch(spec: SweepSpec, corpus: Corpus) -> int:
-    batches = -(-len(corpus.train) // spec.trainer.batch_size)
-    return -(-batches // spec.trainer.accumulate)
+    config = config_of_test(spec)
+    batches = -(-len(corpus.train) // config.batch_size)
+    return -(-batches // config.accumulate)
 
 
 def ramp_process(ramp: Ramp, word: Connection, answers: Connection) -> None:

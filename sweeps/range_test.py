@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 from model.range_test import FEWEST_STEPS, STEPS, RangeTest
 from model.types import BUILT_IN, TrainingConfig, mixed_seed
 from sweeps.records import PlannedTrial
-from sweeps.spec import FloatRange, IntRange, Range, SweepSpec
+from sweeps.spec import Choices, FloatRange, SweepSpec
 
 TRIAL = "range-test"
 """Name of the trial at the rate that the test suggests."""
@@ -53,7 +53,9 @@ def steps_of(spec: SweepSpec, updates_per_epoch: int) -> int:
 
 
 def config_of_test(spec: SweepSpec) -> TrainingConfig:
-    """The trainer's config with the other parameters in the middle of their ranges, and a seed of its own."""
+    """The trainer's config with the other parameters in the middle of their ranges (of choices: the trainer's own, or
+    the first), and a seed of its own.
+    """
     seeds = {"seed": mixed_seed(spec.seed, "range test"), "data_seed": spec.seed}
     return spec.trainer.with_values({**seeds, **_middles(spec)})
 
@@ -90,12 +92,10 @@ def proposal(spec: SweepSpec, test: RangeTest) -> Proposal:
     )
 
 
-def _middles(spec: SweepSpec) -> dict[str, float | int]:
-    ranges = spec.space.ranges().items()
-    return {name: middle(bounds) for name, bounds in ranges if name != "learning_rate"}
-
-
-def middle(bounds: Range) -> float | int:
-    """The value half-way, by ratio on a log range."""
-    value = math.sqrt(bounds.low * bounds.high) if bounds.log else (bounds.low + bounds.high) / 2
-    return round(value) if isinstance(bounds, IntRange) else value
+def _middles(spec: SweepSpec) -> dict[str, Any]:
+    own = spec.trainer.model_dump()
+    values = {
+        name: parameter.nearest(own[name]) if isinstance(parameter, Choices) else parameter.middle()
+        for name, parameter in spec.space.parameters().items()
+    }
+    return {name: value for name, value in spec.space.only_active(values).items() if name != "learning_rate"}

@@ -61,7 +61,7 @@ class SweepRow:
     digest: str
     """Of the spec without its budget: two specs of one digest are the same sweep."""
     budget: dict[str, Any]
-    """`trials`, and where limited `total_epochs` and `hours`."""
+    """`trials`, and what else of `spec.Budget` is limited."""
     facts: dict[str, Any]
     """What was found out when the sweep was made: corpus and vocabulary hash, WER of the best constant sentence."""
     state: SweepState
@@ -116,6 +116,26 @@ class TrialRow:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    seconds: float = 0.0
+    """Of training: the sum over its recorded epochs."""
+
+
+@dataclass(frozen=True)
+class PriorRow:
+    """A trial of an earlier sweep that the sampler of this one is shown. It is none of its trials."""
+
+    number: int
+    """0 for the first."""
+    source: str
+    """The earlier sweep, which may be gone."""
+    source_trial: int
+    """The trial's number there."""
+    hyperparameters: dict[str, Any]
+    """In the space of this sweep."""
+    value: float | None
+    """What it counts for with the sampler, lower is better; None: infinite."""
+    best_wer: float | None
+    verdict: str | None
 
 
 @dataclass(frozen=True)
@@ -276,6 +296,29 @@ class EventRow:
 
 
 @dataclass(frozen=True)
+class NotificationRow:
+    """What somebody is to be told of a sweep, by one channel."""
+
+    sweep_id: int
+    sweep: str
+    sweep_created_at: float
+    key: str
+    """What makes it this one."""
+    channel: str
+    kind: str
+    """Of `notifying.News`."""
+    text: str
+    data: dict[str, Any]
+    created_at: float
+    tries: int
+    try_at: float | None
+    """Not before; None: it was sent, or given up."""
+    sent_at: float | None
+    trouble: str
+    """Why the last try failed."""
+
+
+@dataclass(frozen=True)
 class Claim:
     """A worker's right to one trial, for as long as `attempt` is the trial's last and its lease was not reaped."""
 
@@ -293,6 +336,23 @@ class Claim:
     """The last epoch recorded, 0 for none."""
     worker: str | None = None
     """Who holds it."""
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """How the best checkpoint of a trial read each sentence of a split, by greedy decoding."""
+
+    trial_id: int
+    split: Literal["dev", "test"]
+    epoch: int
+    """Of the checkpoint; 0: the trial has none, as no epoch of it had a finite WER, and reads nothing."""
+    sentences: list[str]
+    """Their ids."""
+    errors: list[int]
+    """Wrong words of each."""
+    words: list[int]
+    """Words of its reference."""
+    scored_at: float | None = None
 
 
 @dataclass(frozen=True)

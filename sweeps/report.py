@@ -18,11 +18,13 @@ from markupsafe import Markup
 
 from model.diagnosis import counted
 from model.types import BUILT_IN
-from sweeps import pictures
+from sweeps import pictures, warm_start
+from sweeps.budget import Spending, shares
+from sweeps.confirmation import CONFIRMED
 from sweeps.gathered import Gathered, values
 from sweeps.learned import HOW
 from sweeps.records import DecisionRow, TrialRow, shown_host
-from sweeps.spec import Range, corpus_of
+from sweeps.spec import corpus_of, in_words
 from sweeps.states import TrialState
 from sweeps.summary import COLLAPSED, command_of, is_audit, powershell_line, sentence_about, trial_label, words_of
 from sweeps.trust import shown
@@ -97,17 +99,18 @@ def question(of: Gathered) -> str:
 
 def _what_was_asked(of: Gathered) -> list[str]:
     spec = of.spec
-    searched = [f"{name} {_range(r)}" for name, r in spec.space.ranges().items() if r.low < r.high]
-    limits = {"total_epochs": "epochs in all", "hours": "hours"}
-    budget = [f"{of.sweep.budget[key]:g} {what}" for key, what in limits.items() if of.sweep.budget.get(key)]
+    searched = [f"{name} {in_words(each)}" for name, each in spec.space.searched().items()]
+    limits = [str(share) for share in shares(of.sweep.budget, Spending(0, 0.0, 0.0))]
     said = [
         question(of),
         f"{counted(of.sweep.budget['trials'], 'trial')} of up to {counted(spec.trainer.epochs, 'epoch')} each"
-        + (f", at most {' and '.join(budget)}" if budget else "")
+        + (f", at most {' and '.join(limits)}" if limits else "")
         + f"; searched by {spec.sampler.name}: {'; '.join(searched) or 'nothing'}.",
     ]
     if spec.first_trials:
         said.append(f"Trained first: {', '.join(spec.first_trials)}.")
+    if began_from := warm_start.in_words(of.sweep):
+        said.append(f"{began_from[0].upper()}{began_from[1:]}.")
     return said
 
 
@@ -115,6 +118,7 @@ def _what_was_found(of: Gathered) -> list[str]:
     best, floor = of.best, of.sweep.facts["constant_wer"]
     counts = Counter(trial.state for trial in of.trials)
     epochs = sum(trial.epochs for trial in of.trials)
+    confirmed = of.sweep.facts.get(CONFIRMED)
     states = ", ".join(f"{counts[state]} {state.value.lower()}" for state in TrialState if counts[state])
     said = []
     if best is None or best.best_wer is None:
@@ -132,6 +136,8 @@ def _what_was_found(of: Gathered) -> list[str]:
         f"Of {counted(len(of.trials), 'trial')} ({states or 'none yet'}) {len(of.takeoffs)} took off; "
         f"{counted(epochs, 'epoch')} and {of.sweep.seconds / 3600:.1f} hours in all."
     )
+    if confirmed is not None:
+        said += [f"Confirmed by the sweep {confirmed['sweep']}:", *confirmed["sentences"]]
     return said
 
 
@@ -148,10 +154,6 @@ def _whether_to_trust(of: Gathered) -> list[str]:
 def trust(of: Gathered) -> list[str]:
     """See `sweeps.trust`."""
     return trust_in(of.sweep, of.trials, of.spec, of.conclusions)
-
-
-def _range(bounds: Range) -> str:
-    return f"{bounds.low:g} to {bounds.high:g}{' (log)' if bounds.log else ''}"
 
 
 # the facts

@@ -19,7 +19,7 @@ from model.diagnosis import counted
 from model.range_test import RangeTest
 from sweeps.errors import DatabaseUnavailable, RangeTestFailed, SweepBusy
 from sweeps.judging import reread
-from sweeps.keeper import BEAT_SECONDS, Keeper, has_work
+from sweeps.keeper import BEAT_SECONDS, Keeper, News, has_work, no_news
 from sweeps.mirror import Mirror
 from sweeps.patience import wait
 from sweeps.processes import deaf_children
@@ -143,7 +143,15 @@ class Workers:
 
 
 def run(
-    store: Store, sweep: SweepRow, spec: SweepSpec, job: Job, runner: Runner, mirror: Mirror, view: View, stop: Event
+    store: Store,
+    sweep: SweepRow,
+    spec: SweepSpec,
+    job: Job,
+    runner: Runner,
+    mirror: Mirror,
+    view: View,
+    stop: Event,
+    news: News = no_news,
 ) -> None:
     """Run a sweep until it is done, its budget is spent, or `stop` is set. Call it while `holding` the sweep.
 
@@ -157,7 +165,7 @@ def run(
     _check_ours(store, sweep, runner)
     workers = Workers(job, spec.workers, runner)
     with closing(Study(store.url, spec)) as study:
-        keeper = Keeper(store, study, sweep, job.lease_seconds, job.checkpoints / sweep.name)
+        keeper = Keeper(store, study, sweep, job.lease_seconds, job.checkpoints / sweep.name, news)
         keeper.make_pass()
         store.set_sweep_state(sweep.id, SweepState.RUNNING)
         mirror.start()
@@ -171,6 +179,7 @@ def run(
             _check_ours(store, sweep, runner)
             keeper.make_pass(workers.ids)
             _close(store, sweep.id, reason, stop.is_set(), workers.ids)
+            keeper.tell_news()
 
 
 def _check_ours(store: Store, sweep: SweepRow, runner: Runner) -> None:

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from model.diagnosis import Judgement, judge
 from sweeps import preparing
+from sweeps.budget import IMPROVEMENT
 from sweeps.errors import (
     DatabaseOutdated,
     NoProposal,
@@ -26,8 +27,10 @@ from sweeps.errors import (
     TrialExists,
     WrongState,
 )
+from sweeps.forecast import Forecast
+from sweeps.forecasting import forecast_of
 from sweeps.interface import LOOK_SECONDS, MOST_METRICS, PAGE, Best, Change, Created, Spec, Sweeps
-from sweeps.keeper import end_if_over, has_work, holding
+from sweeps.keeper import end_if_over, has_work, holding, tried_all
 from sweeps.policy import Policy
 from sweeps.processes import is_gone, this_runner
 from sweeps.records import (
@@ -145,9 +148,12 @@ def find_trial(store: Store, path: str) -> tuple[SweepRow, TrialRow]:
 
 
 def conclusions_of(store: Store, sweep: SweepRow, *, lessons: bool = True) -> Conclusions:
-    """What a sweep came to so far; `lessons`, what it learned of its parameters, take a look at every epoch."""
+    """What a sweep came to so far; `lessons`, what it learned of its parameters, take a look at every epoch, and its
+    forecast comes with them.
+    """
     epochs = store.sweep_epochs(sweep.id) if lessons else None
-    return conclusions(sweep, store.trials(sweep.id), store.decisions(sweep.id), spec_of(sweep), epochs)
+    found = conclusions(sweep, store.trials(sweep.id), store.decisions(sweep.id), spec_of(sweep), epochs)
+    return replace(found, forecast=forecast_of(store, sweep)) if lessons else found
 
 
 def judgement_of(sweep: SweepRow, trial: TrialRow, rows: Sequence[EpochRow]) -> Judgement | None:
@@ -229,7 +235,7 @@ class SweepService(Sweeps):
         prepared = preparing.prepare(asked, self.home, self.progress, trainer, force=force, check_device=False)
         new = self.store.find_sweep(asked.name) is None
         try:
-            sweep = preparing.open_sweep(self.store, prepared)
+            sweep = preparing.open_sweep(self.store, prepared, force=force)
         except SweepExists:  # another process was faster
             new, sweep = False, preparing.open_sweep(self.store, prepared)
         self.store.set_sweep_state(sweep.id, SweepState.RUNNING, only_from=(SweepState.PENDING,))
@@ -287,6 +293,13 @@ class SweepService(Sweeps):
     def conclusions(self, name: str) -> Conclusions:
         return conclusions_of(self.store, find_sweep(self.store, name))
 
+    def forecast(self, name: str, improvement: float = IMPROVEMENT) -> Forecast:
+        if not 0 < improvement < 1:
+            raise SweepError(
+                f"improvement {improvement:g}: a fraction of WER, above 0 and below 1: 0.005 is half a point"
+            )
+        return forecast_of(self.store, find_sweep(self.store, name), improvement)
+
     def events(self, name: str, *, after: int = 0, limit: int = PAGE) -> list[EventRow]:
         return self.store.events(find_sweep(self.store, name).id, after, limit)
 
@@ -304,21 +317,27 @@ class SweepService(Sweeps):
             except ValueError as error:
                 raise SpecError(str(error)) from None
             sweep = find_sweep(self.store, name)
-        if not has_work(sweep, self.store.siblings(sweep)):
-            raise NothingToDo(name)
+        siblings = self.store.siblings(sweep)
+        if not has_work(sweep, siblings):
+            raise NothingToDo(name, tried_all(sweep, siblings))
         return self._step("resume", name, SweepState.RUNNING, "")
 
     def stop(self, name: str) -> SweepStatus:
-        return self._step("stop", name, SweepState.STOPPING, f"stopped by {self.actor}", SweepState.STOPPED)
+        why = f"stopped by {self.actor}; resume it, or run it again, to go on"
+        return self._step("stop", name, SweepState.STOPPING, why, SweepState.STOPPED)
 
     def cancel(self, name: str) -> SweepStatus:
         return self._step("cancel", name, SweepState.CANCELLING, f"cancelled by {self.actor}", SweepState.CANCELLED)
 
-    def enqueue(self, name: str, values: Mapping[str, Any], *, trial_name: str | None = None) -> TrialRow:
+    def enqueue(
+        self, name: str, values: Mapping[str, Any], *, trial_name: str | None = None, repeat: bool = False
+    ) -> TrialRow:
+        if repeat and trial_name is None:
+            raise SweepError("a repeat needs a name: so that it is added once, also where it is asked for twice")
         sweep = find_sweep(self.store, name)
         planned = planned_trial(spec_of(sweep), values, trial_name)
         self._note("enqueue", f"{name}/{planned.name}", {**planned.hyperparameters, **planned.overrides})
-        trial = self.store.trial(sweep.id, self.store.enqueue(sweep.id, planned))
+        trial = self.store.trial(sweep.id, self.store.enqueue(sweep.id, planned, repeat=repeat))
         if (trial.hyperparameters, trial.overrides) != (planned.hyperparameters, planned.overrides):
             raise TrialExists(name, planned.name)
         return trial

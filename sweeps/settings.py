@@ -35,6 +35,16 @@ class Home:
         return self.root / "checkpoints"
 
     @property
+    def replays(self) -> Path:
+        """With a folder a sweep, and in it a folder a trial."""
+        return self.root / "replays"
+
+    @property
+    def notify(self) -> Path:
+        """Whom to tell, if anybody."""
+        return self.root / "notify.yaml"
+
+    @property
     def workers(self) -> Path:
         """Logs of the workers that are of no one sweep."""
         return self.root / "logs" / ".workers"

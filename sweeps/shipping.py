@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.examples import is_example_epoch
@@ -125,7 +126,7 @@ def mirror_of(
 
         experiment = open_experiment(tracking.uri, sweep.name, tracking.shown)
         spec = spec_of(sweep)
-        searched = [name for name, each in spec.space.ranges().items() if each.low < each.high]
+        searched = list(spec.space.searched())
         last = max(filter(is_example_epoch, range(1, spec.trainer.epochs + 1)))
         experiment.set_tags(views.tags(searched, views.Images(POSTERIORGRAM, last), sweep.created_at))
         return experiment
@@ -167,12 +168,17 @@ def mirror_of(
     )
 
 
-def best_model(store: Store, home: Home, name: str, trial: TrialRow) -> ModelFile | None:
+def best_model(
+    store: Store, home: Home, name: str, trial: TrialRow, checkpoints: Path | None = None
+) -> ModelFile | None:
     """The weights of the sweep's best trial at its best epoch; None where they are on another machine, or are those of
     a trainer of one's own, which only its own code can load.
+
+    Args:
+        checkpoints: folder of the checkpoints, if not in home.
     """
     sweep = service.find_sweep(store, name)
-    file = trial_files(home.checkpoints / name, trial.number).best
+    file = trial_files((checkpoints or home.checkpoints) / name, trial.number).best
     if sweep.facts.get("trainer", BUILT_IN) != BUILT_IN or "width" not in sweep.facts or not file.exists():
         return None
     return ModelFile(

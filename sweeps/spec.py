@@ -6,20 +6,38 @@ import contextlib
 import difflib
 import hashlib
 import json
+import math
 import re
 import typing
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from model import milestones
 from model.corpus.data import CorpusConfig
 from model.corpus.synthetic import GeneratedConfig
-from model.types import Hyperparameters, TrainingConfig, mixed_seed
+from model.diagnosis import counted
+from model.types import Hyperparameters, TrainingConfig, Value, mixed_seed
+from sweeps.budget import IMPROVEMENT
 from sweeps.errors import SpecError as SpecError
 from sweeps.records import SweepRow
 
@@ -27,31 +45,134 @@ from sweeps.records import SweepRow
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    later: typing.ClassVar[Collection[str]] = ()
+    """Fields that came after the first specs were stored: left out at their defaults, so those keep their digest."""
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        unset = [name for name in self.later if getattr(self, name) == type(self).model_fields[name].default]
+        return {name: value for name, value in content.items() if name not in unset}
+
+
+def _in_a_list(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {name: [only] if isinstance(only, str | int | float) else only for name, only in value.items()}
+
+
+Conditions: TypeAlias = Annotated[dict[str, tuple[Value, ...]] | None, BeforeValidator(_in_a_list)]
+_WHEN = "parameters with choices, and the values of each at which this one exists"
+
 
 class FloatRange(Section):
     """A number between `low` and `high`, drawn evenly, or evenly in its logarithm."""
 
+    later = ("when",)
+
     low: float
     high: float
     log: bool = False
+    when: Conditions = Field(None, description=_WHEN)
 
     @model_validator(mode="after")
     def _ordered(self) -> FloatRange:
         _check_range(self.low, self.high, self.log)
         return self
 
+    @property
+    def count(self) -> float:
+        """How many values there are."""
+        return 1 if self.low == self.high else math.inf
+
+    def contains(self, value: Value) -> bool:
+        return not isinstance(value, str) and self.low <= value <= self.high
+
+    def nearest(self, value: Value) -> Value:
+        assert not isinstance(value, str)
+        return min(max(value, self.low), self.high)
+
+    def at(self, share: float) -> float:
+        """The value at `share` (0 to 1)."""
+        return min(_at(self.low, self.high, self.log, share), self.high)
+
+    def middle(self) -> float:
+        """The value half-way, by ratio where it is drawn by its logarithm."""
+        return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+
+    def share(self, value: Value) -> float:
+        """Where a value within lies, 0 to 1."""
+        return _share(self.low, self.high, self.log, float(value))
+
 
 class IntRange(Section):
     """A whole number between `low` and `high`, both included."""
 
+    later = ("when",)
+
     low: int = Field(ge=-1_000_000, le=1_000_000)
     high: int = Field(ge=-1_000_000, le=1_000_000)
     log: bool = False
+    when: Conditions = Field(None, description=_WHEN)
 
     @model_validator(mode="after")
     def _ordered(self) -> IntRange:
         _check_range(self.low, self.high, self.log)
         return self
+
+    @property
+    def count(self) -> float:
+        return self.high - self.low + 1
+
+    @property
+    def values(self) -> Sequence[Value]:
+        """Each there is, in order."""
+        return range(self.low, self.high + 1)
+
+    def contains(self, value: Value) -> bool:
+        return not isinstance(value, str) and self.low <= value <= self.high
+
+    def nearest(self, value: Value) -> Value:
+        assert not isinstance(value, str)
+        return min(max(value, self.low), self.high)
+
+    def at(self, share: float) -> int:
+        return min(int(_at(float(self.low), float(self.high) + 1, self.log, share)), self.high)
+
+    def middle(self) -> int:
+        return round(math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2)
+
+    def share(self, value: Value) -> float:
+        return _share(self.low, self.high, self.log, float(value))
+
+
+class Choices(Section):
+    """One of several values, in no order."""
+
+    later = ("when",)
+
+    choices: tuple[Value, ...] = Field(min_length=1, max_length=100)
+    when: Conditions = Field(None, description=_WHEN)
+
+    @property
+    def count(self) -> float:
+        return len(self.choices)
+
+    @property
+    def values(self) -> Sequence[Value]:
+        return self.choices
+
+    def contains(self, value: Value) -> bool:
+        return value in self.choices
+
+    def nearest(self, value: Value) -> Value:
+        return value if value in self.choices else self.choices[0]
+
+    def at(self, share: float) -> Value:
+        return self.choices[min(int(share * len(self.choices)), len(self.choices) - 1)]
+
+    def share(self, value: Value) -> float:
+        return self.choices.index(value) / (len(self.choices) - 1) if len(self.choices) > 1 else 0.5
 
 
 def _check_range(low: float, high: float, log: bool) -> None:
@@ -61,45 +182,171 @@ def _check_range(low: float, high: float, log: bool) -> None:
         raise ValueError(f"low {low:g} has no logarithm; set low above 0 or log: false")
 
 
-Range = FloatRange | IntRange
+def _at(low: float, high: float, log: bool, share: float) -> float:
+    return low * (high / low) ** share if log else low + share * (high - low)
 
 
-class SearchSpace(Section):
-    """What the sampler may choose. A plain number instead of a range fixes that parameter."""
+def _share(low: float, high: float, log: bool, value: float) -> float:
+    if low == high:
+        return 0.5
+    return math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
+
+
+Parameter: TypeAlias = FloatRange | IntRange | Choices
+"""What a sampler may choose of one field of the trainer."""
+
+
+def in_words(parameter: Parameter) -> str:
+    """What may be chosen, and when, for a person."""
+    if isinstance(parameter, Choices):
+        said = " or ".join(map(str, parameter.choices))
+    else:
+        said = f"{parameter.low:g} to {parameter.high:g}{' (log)' if parameter.log else ''}"
+    conditions = [f"{other} {' or '.join(map(str, allowed))}" for other, allowed in (parameter.when or {}).items()]
+    return f"{said}, with {' and '.join(conditions)}" if conditions else said
+
+
+def _kind(value: Any) -> str:
+    return "Choices" if isinstance(value, Choices) or (isinstance(value, Mapping) and "choices" in value) else "range"
+
+
+FloatParameter: TypeAlias = Annotated[
+    Annotated[FloatRange, Tag("range")] | Annotated[Choices, Tag("Choices")], Discriminator(_kind)
+]
+IntParameter: TypeAlias = Annotated[
+    Annotated[IntRange, Tag("range")] | Annotated[Choices, Tag("Choices")], Discriminator(_kind)
+]
+
+NOT_SEARCHED: Mapping[str, str] = {
+    "epochs": "trials of different lengths do not compare; set trainer.epochs",
+    "seed": "each trial has one of its own, from the sweep's `seed`",
+    "data_seed": "all trials see the same batches, by the sweep's `seed`",
+    "threads": "it changes how fast a trial is, not what it comes to; set trainer.threads",
+    "device": "where a trial is trained is up to its worker; set trainer.device",
+    "eval_batch_size": "it changes how fast dev is read, not what a trial comes to; set trainer.eval_batch_size",
+    "probe_interval": "it changes what is measured, not what a trial comes to; set trainer.probe_interval",
+}
+"""Fields of the trainer that no space may have, and why."""
+
+_THE_FOUR = ("learning_rate", "warmup_start_factor", "dropout", "patience")
+
+JOINING: Mapping[str, Any] = {
+    name: {float: FloatParameter, int: IntParameter}.get(typing.cast(type, field.annotation), Choices)
+    for name, field in TrainingConfig.model_fields.items()
+    if name not in NOT_SEARCHED and name not in _THE_FOUR
+}
+"""Fields of the trainer that may join the four in a space, and what is chosen of them."""
+
+_joined: Any = {name: (kind | None, None) for name, kind in JOINING.items()}
+_Joined: Any = create_model("_Joined", __base__=Section, **_joined)
+
+MOST_CONFIGURATIONS = 10_000
+"""A space of more is not counted: nothing is tried twice by chance in it."""
+
+
+class SearchSpace(_Joined):
+    """What the sampler may choose: four parameters, and any other field of the trainer that is named (`JOINING`).
+
+    A plain value instead of a range or choices fixes that parameter.
+    """
+
+    later = tuple(JOINING)
 
     learning_rate: FloatRange = FloatRange(low=1e-5, high=2e-2, log=True)
-    warmup_start_factor: FloatRange = FloatRange(low=0.05, high=1.0)
-    dropout: FloatRange = FloatRange(low=0.0, high=0.5)
-    patience: IntRange | None = Field(None, description="default: 5 to half the epochs")
+    warmup_start_factor: FloatParameter = FloatRange(low=0.05, high=1.0)
+    dropout: FloatParameter = FloatRange(low=0.0, high=0.5)
+    patience: IntParameter | None = Field(None, description="default: 5 to half the epochs")
 
     @field_validator("*", mode="before")
     @classmethod
-    def _fixed(cls, value: Any) -> Any:
-        if isinstance(value, str):  # YAML reads 1e-4, without a dot, as text
+    def _fixed(cls, value: Any, info: ValidationInfo) -> Any:
+        number = TrainingConfig.model_fields[str(info.field_name)].annotation in (int, float)
+        if isinstance(value, str) and number:  # YAML reads 1e-4, without a dot, as text
             with contextlib.suppress(ValueError):
                 value = float(value)
         if value is None or isinstance(value, Mapping | Section):
             return value
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{_shown(value)}: write one number, or {{low: ..., high: ...}}")
-        return {"low": value, "high": value}
+        if isinstance(value, bool) or not isinstance(value, int | float if number else int | float | str):
+            form = "one number, or {low: ..., high: ...}" if number else "one value, or {choices: [..., ...]}"
+            raise ValueError(f"{_shown(value)}: write {form}")
+        return {"low": value, "high": value} if number else {"choices": [value]}
 
-    def ranges(self) -> dict[str, Range]:
-        """Name to range, in a fixed order; patience must have been filled in."""
-        ranges = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: value for name, value in ranges.items() if value is not None}
+    def parameters(self) -> dict[str, Parameter]:
+        """By name, in a fixed order: the four, then the others as the trainer has them. Patience must have been filled
+        in.
+        """
+        found = {name: getattr(self, name) for name in (*_THE_FOUR, *JOINING)}
+        return {name: parameter for name, parameter in found.items() if parameter is not None}
+
+    def searched(self) -> dict[str, Parameter]:
+        """Those that are not fixed."""
+        return {name: parameter for name, parameter in self.parameters().items() if parameter.count > 1}
+
+    def conditional(self) -> bool:
+        """Whether some parameters are absent from some trials."""
+        return any(parameter.when for parameter in self.parameters().values())
+
+    def active(self, values: Mapping[str, Any]) -> dict[str, Parameter]:
+        """The parameters that a trial with these values has: those whose conditions hold."""
+        parameters = self.parameters()
+
+        def holds(name: str) -> bool:
+            when = parameters[name].when or {}
+            return all(holds(other) and values.get(other) in allowed for other, allowed in when.items())
+
+        return {name: parameter for name, parameter in parameters.items() if holds(name)}
+
+    def only_active(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Without the values of parameters whose conditions do not hold."""
+        return {name: values[name] for name in self.active(values)}
 
     def contains(self, values: Hyperparameters) -> bool:
-        """Whether these are values for all parameters, each within its range."""
-        ranges = self.ranges()
-        return values.keys() == ranges.keys() and all(r.low <= values[n] <= r.high for n, r in ranges.items())  # type: ignore[operator]
+        """Whether these are the values of one trial: of each parameter whose condition holds, and within it."""
+        active = self.active(values)
+        return values.keys() == active.keys() and all(p.contains(values[name]) for name, p in active.items())
+
+    def configurations(self) -> list[dict[str, Any]] | None:
+        """Every configuration there is; None where they are more than MOST_CONFIGURATIONS."""
+        found: list[dict[str, Any]] = [{}]
+        for name, parameter in self._parents_first().items():
+            if parameter.count > MOST_CONFIGURATIONS:
+                return None
+            values = [parameter.low] if isinstance(parameter, FloatRange) else parameter.values
+            found = [
+                more
+                for known in found
+                for more in ([{**known, name: v} for v in values] if self._joins(parameter, known) else [known])
+            ]
+            if len(found) > MOST_CONFIGURATIONS:
+                return None
+        return found
+
+    @staticmethod
+    def _joins(parameter: Parameter, known: Mapping[str, Any]) -> bool:
+        return all(known.get(other) in allowed for other, allowed in (parameter.when or {}).items())
+
+    def _parents_first(self) -> dict[str, Parameter]:
+        """The parameters, each behind those that its condition names."""
+        parameters, found = self.parameters(), dict[str, Parameter]()
+
+        def add(name: str) -> None:
+            for other in parameters[name].when or {}:
+                add(other)
+            found.setdefault(name, parameters[name])
+
+        for name in parameters:
+            add(name)
+        return found
 
 
 class Sampler(Section):
+    later = ("repeats",)
+
     name: Literal["tpe", "random"] = "tpe"
     startup_trials: int = Field(
         10, ge=1, le=1_000_000, description="tpe: so many trials are spread over the space before it learns"
     )
+    repeats: bool = Field(False, description="train a configuration again, from another seed, once all were tried")
 
 
 def _named(value: Any) -> Any:
@@ -260,6 +507,15 @@ OptunaPruner: TypeAlias = Median | Percentile | SuccessiveHalving | Hyperband | 
 Pruner: TypeAlias = Plateau | NoPruner | OptunaPruner
 
 
+class StopWhen(Section):
+    """A sweep that has trials enough ends where the rest of its budget hardly improves its best WER."""
+
+    chance_below: float = Field(0.05, gt=0, lt=1, description="it ends where the chance is below")
+    improvement: float = Field(
+        IMPROVEMENT, gt=0, lt=1, description="the chance of what: a WER lower by so much (fraction)"
+    )
+
+
 class Budget(Section):
     """How much a sweep may spend. Not part of its identity: raise it and run again."""
 
@@ -268,6 +524,19 @@ class Budget(Section):
     hours: float | None = Field(
         None, gt=0, le=1_000_000, description="hours of running, all runs of the sweep together"
     )
+    device_hours: float | None = Field(
+        None, gt=0, le=1_000_000, description="hours of training, those of all workers added up"
+    )
+    money: float | None = Field(None, gt=0, le=1e12, description="what the device hours may cost")
+    price_per_device_hour: float | None = Field(None, gt=0, le=1e9, description="what one of them costs")
+    currency: str | None = Field(None, min_length=1, max_length=16, description="a word behind sums of money")
+    stop_when: StopWhen | None = Field(None, description="end the sweep where it hardly improves any more")
+
+    @model_validator(mode="after")
+    def _priced(self) -> Budget:
+        if self.money is not None and self.price_per_device_hour is None:
+            raise ValueError(f"money: {self.money:g} says nothing without a price; set price_per_device_hour")
+        return self
 
 
 class CorpusSpec(Section):
@@ -327,6 +596,8 @@ SEEDS = ("seed", "data_seed")
 class SweepSpec(Section):
     """A sweep: corpus, trainer, space, first trials, sampler, pruner, budget, workers."""
 
+    later = ("warm_start",)
+
     name: str
     corpus: CorpusSpec
     trainer: TrainingConfig = TrainingConfig()
@@ -338,6 +609,9 @@ class SweepSpec(Section):
     pruner: Pruner = Field(Plateau(), discriminator="name")
     on_alarm: Literal["pause", "continue"] = Field("pause", description="what a sweep does where nothing takes off")
     budget: Budget = Budget()
+    warm_start: tuple[str, ...] = Field(
+        (), max_length=20, description="earlier sweeps whose trials the sampler is shown"
+    )
     workers: int = Field(1, ge=1, le=64)
     milestones: str = Field(
         milestones.written(milestones.DEFAULT),
@@ -363,6 +637,11 @@ class SweepSpec(Section):
                 "a plateau all of them are ties; take median, or patient around it"
             )
         return {"name": "plateau", **value}
+
+    @field_validator("warm_start", mode="before")
+    @classmethod
+    def _one_alone(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("milestones")
     @classmethod
@@ -398,14 +677,14 @@ class SweepSpec(Section):
             high = max(1, self.trainer.epochs // 2)
             patience = IntRange(low=min(5, high), high=high)
             object.__setattr__(self, "space", self.space.model_copy(update={"patience": patience}))
-        for name, bounds in self.space.ranges().items():
-            for edge in (bounds.low, bounds.high):
-                _check_values(self.trainer, {name: edge}, "space")
+        object.__setattr__(self, "space", _checked_space(self.trainer, self.space))
         checked = {
             name: _check_values(self.trainer, values, f"first_trials.{name}")
             for name, values in self.first_trials.items()
         }
         object.__setattr__(self, "first_trials", checked)
+        if len(set(self.warm_start)) < len(self.warm_start) or self.name in self.warm_start:
+            raise ValueError(f"warm_start: {', '.join(self.warm_start)}: name other sweeps, each once")
         if len(self.first_trials) > self.budget.trials:
             raise ValueError(
                 f"budget.trials: {self.budget.trials} is less than the {len(self.first_trials)} first_trials; raise it"
@@ -421,12 +700,17 @@ class SweepSpec(Section):
             yield PlannedValues(name, sampled, overrides, not overrides and self.space.contains(sampled))
 
     def in_the_space(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A value for each parameter of the space. What `values` does not name is the trainer's, moved into the space:
-        so the sampler can learn from it.
+        """A value for each parameter of the space that such a trial has. What `values` does not name is the trainer's,
+        moved into the space: so the sampler can learn from it.
         """
         base = self.trainer.model_dump()
-        ranges = self.space.ranges().items()
-        return {key: values.get(key, min(max(base[key], bounds.low), bounds.high)) for key, bounds in ranges}
+        parameters = self.space.parameters().items()
+        return self.space.only_active({name: values.get(name, p.nearest(base[name])) for name, p in parameters})
+
+    def most_configurations(self) -> int | None:
+        """How many different trials the space has, where they can be counted and none is to be repeated."""
+        found = None if self.sampler.repeats else self.space.configurations()
+        return None if found is None else len(found)
 
     def training(self, number: int, hyperparameters: Hyperparameters, overrides: Hyperparameters) -> TrainingConfig:
         """The full config of one trial. All trials see the same batches; each has its own initialisation."""
@@ -436,17 +720,25 @@ class SweepSpec(Section):
     def warnings(self) -> list[str]:
         """What is allowed but will probably disappoint."""
         said = []
-        epochs, patience = self.trainer.epochs, self.space.ranges()["patience"]
-        if patience.high >= epochs - 1:
+        epochs, patience = self.trainer.epochs, self.space.parameters()["patience"]
+        longest = max(patience.choices) if isinstance(patience, Choices) else patience.high
+        if longest >= epochs - 1:  # type: ignore[operator]
             said.append(
-                f"space.patience: {patience.high:g} cannot act within {epochs} epochs; lower it or raise trainer.epochs"
+                f"space.patience: {longest} cannot act within {epochs} epochs; lower it or raise trainer.epochs"
             )
         for plan in self.planned():
-            if plan.hyperparameters["patience"] >= plan.overrides.get("epochs", epochs) - 1:
+            waits = plan.hyperparameters.get("patience")
+            if waits is not None and waits >= plan.overrides.get("epochs", epochs) - 1:
                 said.append(
-                    f"first_trials.{plan.name}.patience: {plan.hyperparameters['patience']} cannot act within "
+                    f"first_trials.{plan.name}.patience: {waits} cannot act within "
                     f"{plan.overrides.get('epochs', epochs)} epochs"
                 )
+        count = self.most_configurations()
+        if count is not None and count < self.budget.trials:
+            said.append(
+                f"space: has {counted(count, 'configuration')}, and budget.trials is {self.budget.trials}: the sweep "
+                "ends when all were tried; sampler.repeats: true trains them again, from other seeds"
+            )
         return said
 
     def identity(self) -> dict[str, Any]:
@@ -474,8 +766,73 @@ def _check_values(trainer: TrainingConfig, values: Mapping[str, Any], where: str
     try:
         checked = trainer.with_values(values)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(error, TrainingConfig, where))) from None
+        raise ValueError("\n".join(explained(error, TrainingConfig, where))) from None
     return {key: getattr(checked, key) for key in values}
+
+
+def _checked_space(trainer: TrainingConfig, space: SearchSpace) -> SearchSpace:
+    """The space with its choices as the trainer's config understands them.
+
+    Raises:
+        ValueError: with a line for each value that the config refuses, and each condition that cannot be.
+    """
+    faults = []
+
+    def each(check: Callable[[str, Parameter], Parameter]) -> None:
+        nonlocal space
+        for name, parameter in space.parameters().items():
+            try:
+                space = space.model_copy(update={name: check(name, parameter)})
+            except ValueError as error:
+                faults.append(str(error))
+
+    each(partial(_checked_values, trainer))
+    each(lambda name, parameter: _checked_condition(space, name, parameter))
+    if faults:
+        raise ValueError("\n".join(faults))
+    return space
+
+
+def _checked_values(trainer: TrainingConfig, name: str, parameter: Parameter) -> Parameter:
+    where = f"space.{name}"
+    if not isinstance(parameter, Choices):
+        for edge in (parameter.low, parameter.high):
+            _check_values(trainer, {name: edge}, "space")
+        return parameter
+    if any(isinstance(value, bool) for value in parameter.choices):
+        raise ValueError(f"{where}.choices: true and false are no values of {name}; in YAML, on and yes mean true")
+    choices = tuple(_check_values(trainer, {name: value}, "space")[name] for value in parameter.choices)
+    twice = next((value for value in choices if choices.count(value) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{where}.choices: {_shown(twice)}: stands there twice; leave one out")
+    return parameter.model_copy(update={"choices": choices})
+
+
+def _checked_condition(space: SearchSpace, name: str, parameter: Parameter) -> Parameter:
+    parameters = space.parameters()
+    for other, allowed in (parameter.when or {}).items():
+        where, known = f"space.{name}.when.{other}", parameters.get(other)
+        if name == "learning_rate":
+            raise ValueError(f"{where}: every trial has a learning rate; leave the condition out")
+        if not isinstance(known, Choices):
+            rule = "is no parameter of the space" if known is None else "is a range, and a condition needs values"
+            raise ValueError(f"{where}: {rule}; write space.{other}: {{choices: [..., ...]}}")
+        there = _cut(", ".join(map(str, known.choices)))
+        if not allowed:
+            raise ValueError(f"{where}: names no value; name some of {there}")
+        for value in allowed:
+            if value not in known.choices or isinstance(value, bool):
+                raise ValueError(f"{where}: {_shown(value)}: is none of its choices; there are {there}")
+        if _depends(parameters, other, name, ()):
+            raise ValueError(f"{where}: {other} itself depends on {name}; leave one of the conditions out")
+    return parameter
+
+
+def _depends(parameters: Mapping[str, Parameter], name: str, on: str, behind: tuple[str, ...]) -> bool:
+    """Whether a parameter's conditions lead to that other one, or are it."""
+    if name == on or name in behind or name not in parameters:
+        return name == on
+    return any(_depends(parameters, other, on, (*behind, name)) for other in parameters[name].when or {})
 
 
 def digest(content: Mapping[str, Any]) -> str:
@@ -546,7 +903,7 @@ def read_spec(
                 raise SpecError(f"{where}: {path}: {_cut(repr(text))}: has control characters; take them out")
         return SweepSpec.model_validate(content)
     except ValidationError as error:
-        raise SpecError("\n".join(f"{where}: {line}" for line in _explain(error, SweepSpec))) from None
+        raise SpecError("\n".join(f"{where}: {line}" for line in explained(error, SweepSpec))) from None
     except RecursionError:
         raise SpecError(f"{where}: nested too deeply; a spec has three levels") from None
 
@@ -614,7 +971,7 @@ def _shown(value: Any) -> str:
         return f"a {type(value).__name__} too large to show"
 
 
-def _explain(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
+def explained(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
     """A line for each fault: its path, its value, the rule, and the nearest known key for an unknown one."""
     lines = []
     faults = error.errors(include_url=False)
@@ -623,7 +980,9 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str = "") ->
         loc = [part if part.isprintable() else repr(part) for part in loc]  # a key may hold a line break
         loc, known = _placed(model, loc)
         path = ".".join([where, *loc] if where else loc)
-        if fault["type"] == "extra_forbidden":
+        if fault["type"] == "extra_forbidden" and loc[:-1] == ["space"] and loc[-1] in NOT_SEARCHED:
+            lines.append(f"{path}: cannot be searched: {NOT_SEARCHED[loc[-1]]}")
+        elif fault["type"] == "extra_forbidden":
             near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
             lines.append(f"{path}: unknown key; {hint}")
@@ -660,7 +1019,7 @@ def _placed(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], list
     path: list[str] = []
     holders, sections = [model], [model]
     for part in loc:
-        named = [s for s in sections if s.model_fields["name"].default == part] if len(sections) > 1 else []
+        named = [s for s in sections if _tag(s) == part] if len(sections) > 1 else []
         if named:
             sections = named
             continue
@@ -669,6 +1028,13 @@ def _placed(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], list
         fields = [s.model_fields[part] for s in sections if part in s.model_fields]
         sections = [section for field in fields for section in _sections(field.annotation)]
     return path, [key for section in holders for key in section.model_fields]
+
+
+def _tag(section: type[BaseModel]) -> str:
+    """What pydantic calls it among several."""
+    if "name" in section.model_fields:
+        return str(section.model_fields["name"].default)
+    return "Choices" if section is Choices else "range"
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

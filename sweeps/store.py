@@ -53,6 +53,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from model.types import EpochReport
 from sweeps import migrations, tables
+from sweeps.budget import Spending, exceeded, is_limited
 from sweeps.errors import (
     DatabaseOutdated,
     DatabaseUnavailable,
@@ -65,6 +66,7 @@ from sweeps.errors import (
     TokenNotFound,
     TrialNotFound,
     TrialsSpent,
+    TrialTried,
     WrongState,
 )
 from sweeps.records import (
@@ -74,10 +76,13 @@ from sweeps.records import (
     DecisionRow,
     EpochRow,
     EventRow,
+    NotificationRow,
     Pending,
     PlannedTrial,
+    PriorRow,
     Runner,
     Scope,
+    ScoreRow,
     SweepRow,
     SweepStatus,
     TokenRow,
@@ -132,6 +137,7 @@ _UPGRADE_LOCK = 0x73776565_70730001  # PostgreSQL's advisory lock of the schema 
 _EVENTS_LOCK = 0x73776570  # and one of the order of a sweep's events: "swep", its id
 _EPOCHS_AT_ONCE = _TRIALS_AT_ONCE = 1_000
 RANGE_TEST_RUN = "range_test_run"  # the fact that holds its run
+CONFIGURATIONS = "configurations"  # the one that holds how many a space has, where they are counted
 PICTURES = "pictures"  # and the one that holds which run has the pictures, and their paths
 _POOL_SECONDS = 10.0  # what a thread waits for a connection of the store
 _MEMORIES = 8  # sweeps of which a store remembers what it has read
@@ -151,6 +157,7 @@ _EVENT = [events.c[f.name] for f in fields(EventRow)]
 _WORKER = [workers.c[f.name] for f in fields(WorkerRow)]
 _TOKEN = [tokens.c[f.name] for f in fields(TokenRow)]
 _ACTION = [actions.c[f.name] for f in fields(ActionRow)]
+_SCORE = [tables.scores.c[f.name] for f in fields(ScoreRow)]
 _CLAIM = [trials.c["id" if f.name == "trial_id" else f.name] for f in fields(Claim)]
 _next_revision = trials.c.revision + 1
 _NOTHING_SHOWN: Mapping[int, Mapping[str, Any]] = MappingProxyType({})
@@ -286,8 +293,12 @@ class Store:
         budget: Mapping[str, Any],
         facts: Mapping[str, Any],
         first_trials: Sequence[PlannedTrial],
+        priors: Sequence[PriorRow] = (),
     ) -> SweepRow:
         """A PENDING sweep whose first trials, numbered from 0, wait for a worker.
+
+        Args:
+            priors: what its sampler is shown of earlier sweeps; kept with it, both or neither.
 
         Raises:
             SweepExists: the name is taken.
@@ -309,6 +320,9 @@ class Store:
                         insert(trials).values(created_at=now()),
                         [{**common, "number": number, **trial} for number, trial in enumerate(planned)],
                     )
+                if priors:
+                    rows = [{"sweep_id": sweep_id, **asdict(prior)} for prior in priors]
+                    connection.execute(insert(tables.priors).values(added_at=now()), rows)
                 _tell(connection, sweep_id, EventRow("created", f"with {len(planned)} first trials"))
         except IntegrityError:
             if self.find_sweep(name) is None:
@@ -502,12 +516,18 @@ class Store:
 
     # trials
 
-    def enqueue(self, sweep_id: int, planned: PlannedTrial, facts: Mapping[str, Any] | None = None) -> int:
+    def enqueue(
+        self, sweep_id: int, planned: PlannedTrial, facts: Mapping[str, Any] | None = None, *, repeat: bool = True
+    ) -> int:
         """Let a trial wait that is to be claimed before the sampler is asked for another; returns its number. Where
         the sweep has one of that name no trial is changed: a replay adds no second one. `facts` are set with it, both
         or neither.
 
+        Args:
+            repeat: it may be one that the sweep has under another name or number.
+
         Raises:
+            TrialTried: it is, and may not.
             TrialsSpent: the budget has no trial left.
             WrongState: the sweep cannot go on.
             ValueError: a number that is not finite.
@@ -524,6 +544,13 @@ class Store:
             )
             if there is not None:
                 return int(there)
+            same = _trial_of(connection, sweep_id, planned.hyperparameters, planned.overrides)
+            if same is not None and not repeat:
+                raise TrialTried(sweep.name, same)
+            if same is not None and planned.in_space and CONFIGURATIONS in sweep.facts:
+                # It takes no other configuration's place.
+                more = {**sweep.facts, **(facts or {}), CONFIGURATIONS: sweep.facts[CONFIGURATIONS] + 1}
+                connection.execute(update(sweeps).where(sweeps.c.id == sweep_id).values(facts=more))
             number = _next_number(connection, sweep)
             if number is None:
                 raise TrialsSpent(sweep.name, sweep.budget["trials"])
@@ -564,7 +591,7 @@ class Store:
             )
             if trial_id is None:
                 number = _next_number(connection, sweep)
-                if number is None:
+                if number is None or not _configurations_left(connection, sweep):
                     return None
                 trial_id = connection.execute(
                     insert(trials)
@@ -587,17 +614,28 @@ class Store:
             return claim
 
     def set_hyperparameters(
-        self, claim: Claim, hyperparameters: Mapping[str, Any], optuna_trial_id: int | None
+        self, claim: Claim, hyperparameters: Mapping[str, Any], optuna_trial_id: int | None, *, repeat: bool = True
     ) -> None:
         """What the sampler suggested.
 
+        Args:
+            repeat: another trial may have the same. False is exact under any number of processes.
+
         Raises:
             LeaseLost: the trial is no longer this worker's; so for every method that takes a claim.
+            TrialTried: another one has the same, and may not.
         """
         _check_finite(hyperparameters=hyperparameters)
-        self._update_mine(
-            claim, hyperparameters=hyperparameters, optuna_trial_id=optuna_trial_id, revision=_next_revision
-        )
+        with self._write_mine(claim, "write hyperparameters") as connection:
+            if not repeat:
+                sweep = _lock_sweep(connection, claim.sweep_id)
+                same = _trial_of(connection, claim.sweep_id, hyperparameters, {}, but=claim.trial_id)
+                if same is not None:
+                    raise TrialTried(sweep.name, same)
+            values = {"hyperparameters": hyperparameters, "optuna_trial_id": optuna_trial_id}
+            mine = update(trials).where(_mine(claim)).values(**values, revision=_next_revision)
+            if not connection.execute(mine).rowcount:
+                raise LeaseLost(claim.number, claim.attempt)
 
     def renew(self, claim: Claim, lease_seconds: float) -> bool:
         """Lengthen the lease; the worker was seen. False: the trial is no longer this worker's."""
@@ -609,7 +647,8 @@ class Store:
 
     def reserve_epoch(self, claim: Claim, epoch: int) -> bool:
         """Whether the budget has `epoch` (1 for the first) of this trial. An epoch counts when it is reserved; the one
-        in hand counts no more once the trial is handed back, reaped or over. Exact under any number of processes.
+        in hand counts no more once the trial is handed back, reaped or over. Exact under any number of processes. Its
+        seconds count once they are recorded: device hours and money are overspent by the epochs in hand at most.
         """
         with self._write_mine(claim, f"reserve epoch {epoch}") as connection:
             sweep = connection.execute(select(sweeps).where(sweeps.c.id == claim.sweep_id)).one_or_none()
@@ -640,7 +679,9 @@ class Store:
         what = f"record epochs {', '.join(str(row.epoch) for row in rows)}"
         with self._write_mine(claim, what) as connection:
             held = connection.execute(
-                select(trials.c.epochs, trials.c.reserved_epochs, trials.c.best_wer, trials.c.best_epoch)
+                select(
+                    trials.c.epochs, trials.c.reserved_epochs, trials.c.seconds, trials.c.best_wer, trials.c.best_epoch
+                )
                 .where(_mine(claim))
                 .with_for_update()
             ).one_or_none()
@@ -672,6 +713,7 @@ class Store:
                 .values(
                     epochs=last,
                     reserved_epochs=max(held.reserved_epochs, last),
+                    seconds=held.seconds + sum(row.seconds for row in new),
                     best_wer=best_wer,
                     best_epoch=best_epoch,
                     fruitless_attempts=0,
@@ -1204,7 +1246,137 @@ class Store:
                 .values(mirrored_revision=revision)
             )
 
+    # what somebody is to be told
+
+    def notifications(self, sweep_id: int) -> list[NotificationRow]:
+        """What was to be told of a sweep so far, sent or not, the oldest first."""
+        with self._read() as connection:
+            return _notifications(connection, tables.notifications.c.sweep_id == sweep_id)
+
+    def add_notification(
+        self, sweep_id: int, channels: Sequence[str], key: str, kind: str, text: str, data: Mapping[str, Any]
+    ) -> None:
+        """It is to be told to these channels. One that was to be told before, to whomever, stays as it was.
+
+        Raises:
+            ValueError: a number that is not finite.
+        """
+        _check_finite(data=data)
+        rows = tables.notifications
+        common = {"sweep_id": sweep_id, "key": key, "kind": kind, "text": text, "data": data}
+        with self._write() as connection:
+            _lock_sweep(connection, sweep_id)
+            if channels and not _notifications(connection, and_(rows.c.sweep_id == sweep_id, rows.c.key == key)):
+                values = [{**common, "channel": channel} for channel in channels]
+                connection.execute(insert(rows).values(created_at=now(), try_at=now()), values)
+
+    def take_notification(self, channels: Collection[str], hold_seconds: float) -> NotificationRow | None:
+        """The next message that is due to one of these channels; nobody else is given it while it is held."""
+        rows = tables.notifications
+        with self._write() as connection:
+            due = and_(rows.c.channel.in_(channels), rows.c.try_at <= now())
+            chosen = select(rows.c.sweep_id, rows.c.key, rows.c.channel).where(due).order_by(rows.c.try_at).limit(1)
+            found = connection.execute(chosen.with_for_update(skip_locked=True)).one_or_none()
+            if found is None:
+                return None
+            which = _is_notification(*found)
+            held = {"tries": rows.c.tries + 1, "try_at": now() + hold_seconds, "trouble": ""}
+            connection.execute(update(rows).where(which).values(**held))
+            return _notifications(connection, which)[0]
+
+    def notification_sent(self, row: NotificationRow) -> None:
+        rows, which = tables.notifications, _is_notification(row.sweep_id, row.key, row.channel)
+        with self._write() as connection:
+            connection.execute(update(rows).where(which).values(sent_at=now(), try_at=None, trouble=""))
+
+    def notification_failed(self, row: NotificationRow, trouble: str, wait_seconds: float, give_up: float) -> bool:
+        """It was not told, and is tried again after a wait; or, where that would be `give_up` seconds after it was
+        written, given up. Returns whether it is.
+        """
+        rows, which = tables.notifications, _is_notification(row.sweep_id, row.key, row.channel)
+        with self._write() as connection:
+            late = rows.c.created_at + give_up < now() + wait_seconds
+            failed = update(rows).where(which, rows.c.sent_at.is_(None))
+            changed = failed.values(trouble=trouble, try_at=case((late, None), else_=now() + wait_seconds))
+            # Deleted meanwhile: nobody is to be told of it.
+            given_up = [try_at is None for try_at in connection.scalars(changed.returning(rows.c.try_at))]
+            if any(given_up):
+                about = {"channel": row.channel, "kind": row.kind, "tries": row.tries}
+                _tell(connection, row.sweep_id, EventRow("not_told", f"{row.channel}: {trouble}", data=about))
+            return any(given_up)
+
+    def waiting_notifications(self, channels: Collection[str]) -> list[NotificationRow]:
+        """Those that were not sent, and will be tried again."""
+        rows = tables.notifications
+        with self._read() as connection:
+            return _notifications(connection, and_(rows.c.channel.in_(channels), rows.c.try_at.is_not(None)))
+
+    def hasten_notifications(self, channels: Collection[str]) -> None:
+        """Those that wait for another try are due now."""
+        rows = tables.notifications
+        waiting = and_(rows.c.channel.in_(channels), rows.c.try_at.is_not(None), rows.c.trouble != "")
+        with self._write() as connection:
+            connection.execute(update(rows).where(waiting).values(try_at=now()))
+
+    # scores by sentence
+
+    def add_scores(self, sweep_id: int, rows: Sequence[ScoreRow]) -> None:
+        """Keep how trials of this sweep read a split. What is there already stays: the first look counts. The sweep's
+        first look at test is an event.
+        """
+        scores = tables.scores
+        with self._write() as connection:
+            _lock_sweep(connection, sweep_id)
+            of_sweep = select(scores.c.trial_id, scores.c.split).join(trials).where(trials.c.sweep_id == sweep_id)
+            there = {(trial_id, split) for trial_id, split in connection.execute(of_sweep)}
+            new = [row for row in rows if (row.trial_id, row.split) not in there]
+            if not new:
+                return
+            values = [{**asdict(row), "scored_at": None} for row in new]
+            connection.execute(insert(scores).values(scored_at=now()), values)
+            on_test = [row for row in new if row.split == "test"]
+            if on_test and "test" not in {split for _, split in there}:
+                count = len(on_test[0].sentences)
+                told = f"the {count} sentences of the test split are looked at, once for each run"
+                _tell(connection, sweep_id, EventRow("test_scored", told, data={"sentences": count}))
+
+    def scores(self, sweep_id: int) -> list[ScoreRow]:
+        """By trial number; of each trial dev, then test."""
+        scores = tables.scores
+        with self._read() as connection:
+            of_sweep = select(*_SCORE).join(trials).where(trials.c.sweep_id == sweep_id)
+            rows = connection.execute(of_sweep.order_by(trials.c.number, scores.c.split))
+            return [ScoreRow(*row) for row in rows]
+
+    def looks_at_test(self) -> dict[int, float]:
+        """When each sweep (by its id) first looked at the test split of its corpus, of those that did."""
+        scores = tables.scores
+        with self._read() as connection:
+            first = select(trials.c.sweep_id, func.min(scores.c.scored_at)).select_from(scores).join(trials)
+            rows = connection.execute(first.where(scores.c.split == "test").group_by(trials.c.sweep_id))
+            return {row.sweep_id: row[1] for row in rows}
+
+    # the forecast
+
+    def epochs_of(self, trial_ids: Sequence[int]) -> dict[int, list[EpochRow]]:
+        """The epochs of some trials, by trial id; a trial without any has an empty list."""
+        found: dict[int, list[EpochRow]] = {}
+        with self._read() as connection:
+            for start in range(0, len(trial_ids), _TRIALS_AT_ONCE):
+                some = trial_ids[start : start + _TRIALS_AT_ONCE]
+                found |= _by_trial(connection, some, epochs.c.trial_id.in_(some))
+        return found
+
     # transactions
+
+    # what earlier sweeps say to the sampler
+
+    def priors(self, sweep_id: int) -> list[PriorRow]:
+        """Trials of earlier sweeps that the sampler of this one is shown, in order."""
+        columns = [tables.priors.c[field.name] for field in fields(PriorRow)]
+        found = select(*columns).where(tables.priors.c.sweep_id == sweep_id).order_by(tables.priors.c.number)
+        with self._read() as connection:
+            return [PriorRow(*row) for row in connection.execute(found)]
 
     @contextmanager
     def _transaction(self, **options: Any) -> Iterator[Connection]:
@@ -1490,14 +1662,12 @@ def _check_goes_on(sweep: Row[Any]) -> None:
 
 
 def _budget_left(connection: Connection, sweep: Row[Any], more: int) -> bool:
-    """Whether the (locked) sweep's hours are not spent and its epochs allow `more` of them."""
-    hours, total = sweep.budget.get("hours"), sweep.budget.get("total_epochs")
-    if hours is not None and sweep.seconds >= hours * 3600:
-        return False
-    if total is None:
+    """Whether the budget of the (locked) sweep allows `more` epochs."""
+    if not is_limited(sweep.budget):
         return True
-    spent = select(func.coalesce(func.sum(trials.c.reserved_epochs), 0)).where(trials.c.sweep_id == sweep.id)
-    return bool(connection.execute(spent).scalar_one() + more <= total)
+    sums = (func.coalesce(func.sum(column), 0) for column in (trials.c.reserved_epochs, trials.c.seconds))
+    reserved, trained = connection.execute(select(*sums).where(trials.c.sweep_id == sweep.id)).one()
+    return exceeded(sweep.budget, Spending(reserved, sweep.seconds, trained), more) is None
 
 
 def _next_number(connection: Connection, sweep: Row[Any]) -> int | None:
@@ -1505,6 +1675,32 @@ def _next_number(connection: Connection, sweep: Row[Any]) -> int | None:
     last = connection.scalar(select(func.max(trials.c.number)).where(trials.c.sweep_id == sweep.id))
     number = 0 if last is None else int(last) + 1
     return number if number < sweep.budget["trials"] else None
+
+
+def _configurations_left(connection: Connection, sweep: Row[Any]) -> bool:
+    """Whether the (locked) sweep's space has a configuration that no trial has, or will be given."""
+    most = sweep.facts.get(CONFIGURATIONS)
+    if most is None:
+        return True
+    begun = select(func.count()).where(trials.c.sweep_id == sweep.id, trials.c.in_space)
+    return bool(connection.execute(begun).scalar_one() < most)
+
+
+def _trial_of(
+    connection: Connection,
+    sweep_id: int,
+    hyperparameters: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    but: int = -1,
+) -> str | None:
+    """Number and name of the first trial with these values, but for the one of that id."""
+    known = select(trials.c.number, trials.c.name, trials.c.hyperparameters, trials.c.overrides).where(
+        trials.c.sweep_id == sweep_id, trials.c.id != but, trials.c.hyperparameters.is_not(None)
+    )
+    for row in connection.execute(known.order_by(trials.c.number)):
+        if row.hyperparameters == dict(hyperparameters) and row.overrides == dict(overrides):
+            return f"{row.number} {row.name}" if row.name else str(row.number)
+    return None
 
 
 def _mine(claim: Claim) -> ColumnElement[bool]:
@@ -1572,6 +1768,20 @@ def _decided(connection: Connection, where: ColumnElement[bool]) -> list[Decisio
     """Decisions by the number of their trial."""
     rows = select(*_DECISION).join_from(decisions, trials).where(where).order_by(trials.c.number)
     return [DecisionRow(*row) for row in connection.execute(rows)]
+
+
+def _is_notification(sweep_id: int, key: str, channel: str) -> ColumnElement[bool]:
+    rows = tables.notifications.c
+    return and_(rows.sweep_id == sweep_id, rows.key == key, rows.channel == channel)
+
+
+def _notifications(connection: Connection, where: ColumnElement[bool]) -> list[NotificationRow]:
+    """With the name of their sweep, the oldest first."""
+    rows, of = tables.notifications, {"sweep": sweeps.c.name, "sweep_created_at": sweeps.c.created_at}
+    columns = [of[f.name] if f.name in of else rows.c[f.name] for f in fields(NotificationRow)]
+    found = select(*columns).join_from(rows, sweeps).where(where)
+    oldest_first = found.order_by(rows.c.created_at, rows.c.key, rows.c.channel)
+    return [NotificationRow(*row) for row in connection.execute(oldest_first)]
 
 
 def _runner(sweep: Row[Any]) -> Runner | None:

@@ -9,24 +9,30 @@ tables hold is the record that its dashboard shows, with states as they are.
 from __future__ import annotations
 
 import math
+import random
+import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from model.diagnosis import best_epoch, takeoff_epoch
 from model.types import EpochReport, Hyperparameters, mixed_seed
 from sweeps import states
 from sweeps.errors import DatabaseUnavailable
-from sweeps.records import TrialRow
-from sweeps.spec import FloatRange, IntRange, Range, SweepSpec
+from sweeps.records import PriorRow, TrialRow
+from sweeps.spec import Choices, FloatRange, IntRange, Parameter, SearchSpace, SweepSpec
 from sweeps.store import alone, database_errors, engine_options
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+TRIES = 10
+"""How often another suggestion is asked for where one was tried before; then one is drawn that was not."""
 
 
 def suggest(
@@ -37,34 +43,60 @@ def suggest(
     constant_wer: float,
     *,
     learning_rate: FloatRange | None = None,
+    priors: Sequence[PriorRow] = (),
 ) -> dict[str, Any]:
     """Hyperparameters for trial `number`, learned from the sweep's other trials.
 
     The sampler's seed follows from the sweep's seed and the trial's number, so a sweep that goes on never repeats
     itself. Trials with an override, or outside the space, are not shown to it: where the learning rate was narrowed,
     TPE would place those beyond the new bounds upon them. So a sweep whose bounds were moved begins by spreading its
-    trials again. Trials under way repel the sampler (constant liar, against several workers trying one thing).
+    trials again. Trials under way repel the sampler (constant liar, against several workers trying one thing). Where a
+    space can be counted, what was tried is not suggested again before all was.
 
     Args:
         curves: epochs 1, 2, ... of each sibling, by its id.
         constant_wer: dev WER of the best constant sentence (fraction).
         learning_rate: bounds in place of the spec's: what a range test or an alarm has found.
+        priors: trials of earlier sweeps, which the sampler is shown as if they were this sweep's.
     """
     space = spec.space if learning_rate is None else spec.space.model_copy(update={"learning_rate": learning_rate})
     known = [t for t in siblings if t.in_space and t.hyperparameters and t.number != number]
     seen = [t for t in known if space.contains(t.hyperparameters or {})]
-    ranges = space.ranges()
-    seed = mixed_seed(spec.seed, "sampler", number)
-    if spec.sampler.name == "random":
-        sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
-        seen = []  # it looks at none
-    elif len(seen) < spec.sampler.startup_trials:
-        return _spread_out(ranges, mixed_seed(spec.seed, "startup"), number)
-    else:
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True)
-    distributions = _distributions(ranges)
-    shown = [_seen_by_sampler(t, curves.get(t.id, ()), constant_wer, distributions) for t in seen]
-    return optuna.create_study(sampler=sampler, storage=_Shown(shown)).ask(distributions).params
+    before = [prior for prior in priors if space.contains(prior.hyperparameters)]
+    tpe = spec.sampler.name == "tpe" and len(seen) + len(before) >= spec.sampler.startup_trials
+    distributions = _distributions(space)
+    shown: list[FrozenTrial] = []
+    if tpe:
+        shown = [_seen_by_sampler(t, curves.get(t.id, ()), constant_wer, distributions) for t in seen]
+        shown = [_shown_prior(prior, distributions) for prior in before] + shown
+
+    def suggested(again: Sequence[int]) -> dict[str, Any]:
+        if spec.sampler.name == "tpe" and not tpe:
+            return _spread_out(space, mixed_seed(spec.seed, "startup", *again), number)
+        sampler = _sampler(mixed_seed(spec.seed, "sampler", number, *again), space, tpe)
+        return space.only_active(optuna.create_study(sampler=sampler, storage=_Shown(shown)).ask(distributions).params)
+
+    tried = [t.hyperparameters for t in known]
+    values = suggested(())
+    again = 0
+    while values in tried and not spec.sampler.repeats and again < TRIES:
+        again += 1
+        values = suggested((again,))
+    if values in tried and not spec.sampler.repeats:
+        untried = [each for each in space.configurations() or [] if each not in tried]
+        return random.Random(mixed_seed(spec.seed, "untried", number)).choice(untried or [values])
+    return values
+
+
+def _sampler(seed: int, space: SearchSpace, tpe: bool) -> optuna.samplers.BaseSampler:
+    if not tpe:
+        return optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # A group is of parameters that are there together: each is modelled over the trials that have it.
+        return optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=0, multivariate=True, group=space.conditional(), constant_liar=True
+        )
 
 
 class _Shown(optuna.storages.InMemoryStorage):
@@ -115,28 +147,29 @@ def value_for_sampler(reports: Sequence[EpochReport], constant_wer: float, verdi
     return (2 if verdict == "too_slow" else 3) + _below_one(min(losses, default=math.inf))
 
 
+def counts_for_sampler(trial: TrialRow, reports: Sequence[EpochReport], constant_wer: float) -> float | None:
+    """`value_for_sampler` of a finished trial; None where a fault cut it short before it took off: it says nothing."""
+    value = value_for_sampler(reports, constant_wer, trial.verdict)
+    ended_by_itself = trial.state in (states.TrialState.COMPLETE, states.TrialState.PRUNED)
+    return value if ended_by_itself or value < 1 else None
+
+
 def _below_one(value: float) -> float:
     """0 to 1 for 0 to infinity, in the same order."""
     return 1 - 1 / (1 + max(0.0, value))
 
 
-def _spread_out(ranges: Mapping[str, Range], seed: int, number: int) -> dict[str, Any]:
+def _spread_out(space: SearchSpace, seed: int, number: int) -> dict[str, Any]:
     """Point `number` of a scrambled Halton sequence: ten such points cover each range, ten random ones leave holes.
 
     Halton 1960; scrambling as in Owen 2017 (arXiv 1706.02808).
     """
     from scipy.stats import qmc  # takes a second to import: no command waits for it that does not sample
 
-    sequence = qmc.Halton(len(ranges), scramble=True, rng=seed)
+    parameters = space.parameters()
+    sequence = qmc.Halton(len(parameters), scramble=True, rng=seed)
     point = sequence.fast_forward(number).random(1)[0]
-    return {name: _at(bounds, share) for (name, bounds), share in zip(ranges.items(), point.tolist(), strict=True)}
-
-
-def _at(bounds: Range, share: float) -> float | int:
-    """The value at `share` (0 to 1) of a range."""
-    low, high = float(bounds.low), float(bounds.high) + isinstance(bounds, IntRange)
-    value = low * (high / low) ** share if bounds.log else low + share * (high - low)
-    return min(int(value) if isinstance(bounds, IntRange) else value, bounds.high)
+    return space.only_active({name: parameters[name].at(u) for name, u in zip(parameters, point.tolist(), strict=True)})
 
 
 def _seen_by_sampler(
@@ -144,11 +177,19 @@ def _seen_by_sampler(
 ) -> FrozenTrial:
     state, value = TrialState.RUNNING, None
     if trial.state.terminal:
-        value = value_for_sampler(reports, constant_wer, trial.verdict)
-        ended_by_itself = trial.state in (states.TrialState.COMPLETE, states.TrialState.PRUNED)
-        state = TrialState.COMPLETE
-        if not ended_by_itself and value >= 1:  # a fault cut it short before it took off: it says nothing
-            state, value = TrialState.FAIL, None
+        value = counts_for_sampler(trial, reports, constant_wer)
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+    return _frozen(state, value, trial.hyperparameters or {}, distributions)
+
+
+def _shown_prior(prior: PriorRow, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    value = math.inf if prior.value is None else prior.value
+    return _frozen(TrialState.COMPLETE, value, prior.hyperparameters, distributions)
+
+
+def _frozen(
+    state: TrialState, value: float | None, values: Hyperparameters, distributions: Mapping[str, BaseDistribution]
+) -> FrozenTrial:
     now = datetime.now()
     return FrozenTrial(
         number=-1,
@@ -157,21 +198,26 @@ def _seen_by_sampler(
         value=value,
         datetime_start=now,
         datetime_complete=now if state.is_finished() else None,
-        params=dict(trial.hyperparameters or {}),
-        distributions=dict(distributions),
+        params=dict(values),
+        distributions={name: distributions[name] for name in values},
         user_attrs={},
         system_attrs={},
         intermediate_values={},
     )
 
 
-def _distributions(ranges: Mapping[str, Range]) -> dict[str, BaseDistribution]:
-    return {
-        name: IntDistribution(bounds.low, bounds.high, log=bounds.log)
-        if isinstance(bounds, IntRange)
-        else FloatDistribution(bounds.low, bounds.high, log=bounds.log)
-        for name, bounds in ranges.items()
-    }
+def _distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    return {name: _distribution(parameter) for name, parameter in space.parameters().items()}
+
+
+def _distribution(parameter: Parameter) -> BaseDistribution:
+    match parameter:
+        case Choices():
+            return CategoricalDistribution(parameter.choices)
+        case IntRange():
+            return IntDistribution(parameter.low, parameter.high, log=parameter.log)
+        case FloatRange():
+            return FloatDistribution(parameter.low, parameter.high, log=parameter.log)
 
 
 class Study:
@@ -187,7 +233,7 @@ class Study:
             self._storage = optuna.storages.RDBStorage(database_url, engine_kwargs=engine_options(database_url))
             study = optuna.create_study(study_name=spec.name, storage=self._storage, load_if_exists=True)
             self._id = study._study_id
-        self._distributions = _distributions(spec.space.ranges())
+        self._distributions = _distributions(spec.space)
 
     def close(self) -> None:
         """Give the connections back; each thread's own session goes with its thread."""
@@ -201,7 +247,8 @@ class Study:
         with self._reaching():
             # To make a trial locks the study: not with all that it holds, while others wait.
             optuna_trial_id = self._storage.create_new_trial(self._id)
-            for parameter, distribution in self._distributions.items():
+            for parameter in values:
+                distribution = self._distributions[parameter]
                 value = distribution.to_internal_repr(values[parameter])
                 self._storage.set_trial_param(optuna_trial_id, parameter, value, distribution)
             for key, attribute in attributes.items():

@@ -15,6 +15,8 @@ from model.corpus.data import CorpusConfig
 from model.diagnosis import TAKEOFF_MARGIN, counted
 from model.types import BUILT_IN, TrainingConfig
 from sweeps.audit import AuditReport, audit_report
+from sweeps.confirmation import CONFIRMED
+from sweeps.forecast import Forecast
 from sweeps.learned import HOW, Lesson, learned
 from sweeps.records import DecisionRow, EpochRow, SweepRow, TrialRow
 from sweeps.spec import SweepSpec
@@ -49,7 +51,12 @@ def best_trial(trials: Sequence[TrialRow]) -> TrialRow | None:
 
 def train_command(config: TrainingConfig, corpus: CorpusConfig, output: Path) -> str:
     """A command that trains exactly this, ready to paste into this system's shell."""
-    words = [program("python"), "-m", "model", "train", "--data_dir", str(corpus.path)]
+    return shell_line([program("python"), *train_words(config, corpus, output)])
+
+
+def train_words(config: TrainingConfig, corpus: CorpusConfig, output: Path) -> list[str]:
+    """The words of a command that trains exactly this, behind `python`."""
+    words = ["-m", "model", "train", "--data_dir", str(corpus.path)]
     for name in ("annotations", "vocabulary"):
         if getattr(corpus, name) is not None:
             words += [f"--{name}", str(getattr(corpus, name))]
@@ -63,8 +70,7 @@ def train_command(config: TrainingConfig, corpus: CorpusConfig, output: Path) ->
     chosen = {**{name: getattr(config, name) for name in ALWAYS_SAID}, **config.changed()}
     for name, value in chosen.items():
         words += [f"--{name}", repr(value) if isinstance(value, float) else str(value)]
-    words += ["--output_dir", str(output)]
-    return shell_line(words)
+    return [*words, "--output_dir", str(output)]
 
 
 def command_of(sweep: SweepRow, trial: TrialRow, spec: SweepSpec, corpus: CorpusConfig) -> str | None:
@@ -122,6 +128,8 @@ class Conclusions:
     audit: AuditReport
     decisions: Mapping[int, DecisionRow]
     """What condemned a trial, by its number."""
+    forecast: Forecast | None = None
+    """What the rest of its budget would bring; None where nobody asked."""
 
 
 def conclusions(
@@ -152,6 +160,8 @@ def sections(sweep: SweepRow, trials: Sequence[TrialRow], found: Conclusions) ->
         since = sum(t.best_wer is not None and t.best_wer <= floor for t in trials)
         later = [f"Since then {counted(since, 'trial')} took off."] if since else []
         said.append(("Alarm", [alarm["sentence"], alarm["advice"], *later]))
+    if confirmed := sweep.facts.get(CONFIRMED):
+        said.append((f"Confirmation ({confirmed['sweep']})", list(confirmed["sentences"])))
     if test is not None:
         said.append(("Range test", list(test["sentences"])))
     if found.lessons and any(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials):
@@ -161,6 +171,8 @@ def sections(sweep: SweepRow, trials: Sequence[TrialRow], found: Conclusions) ->
         said.append((f"What it learned ({HOW})", [f"{', '.join(names)}: {each}" for each, names in alike.items()]))
     if found.audit.sentence:
         said.append(("How often the rules were wrong", [found.audit.sentence]))
+    if found.forecast is not None and found.forecast.goes_on:
+        said.append(("What more would bring", [f"{found.forecast.sentence}."]))
     return said
 
 
@@ -191,9 +203,11 @@ def result(
             "command": command_of(sweep, best, spec, corpus),
         },
         "alarm": sweep.facts.get("alarm"),
+        "warm_start": sweep.facts.get("warm_start"),
         "range_test": test and {name: value for name, value in test.items() if name != "looks"},
         "learned": [lesson.as_json() for lesson in found.lessons],
         "audit": found.audit.as_json(),
+        "forecast": found.forecast and found.forecast.as_json(),
         "counts": {state.value: sum(t.state is state for t in trials) for state in TrialState},
         "trials": [
             {

@@ -106,6 +106,8 @@ trials = Table(
     Column("epochs", Integer, nullable=False, server_default="0"),
     # The epoch budget counts this: epochs recorded, and the one in hand.
     Column("reserved_epochs", Integer, nullable=False, server_default="0"),
+    # Sum over its recorded epochs: adding them up takes long in a large sweep.
+    Column("seconds", Double, nullable=False, server_default="0"),
     Column("optuna_trial_id", Integer),
     Column("told_at", Double),
     Column("run_id", String),

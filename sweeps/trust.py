@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from model.diagnosis import TAKEOFF_MARGIN, counted
 from sweeps.audit import WINNER_MARGIN
+from sweeps.confirmation import CONFIRMED, FACT
 from sweeps.records import SweepRow, TrialRow
-from sweeps.spec import Range, SweepSpec
+from sweeps.spec import Choices, SweepSpec
 from sweeps.states import TrialState
 from sweeps.summary import Conclusions, best_trial, trial_label
 
@@ -48,11 +48,12 @@ def _standing_of(best: TrialRow, wer: float, trials: Sequence[TrialRow], sweep: 
         if near
         else f"No other trial came within {margin} of it, by which two trainings of one configuration differ."
     ]
-    said.append(
-        "Each configuration was trained once, and the lowest WER of its best epoch was chosen on dev: it is lower than "
-        "it would be again. Train it with other seeds before you rely on it, and measure it on sentences that chose "
-        "nothing."
-    )
+    if FACT not in sweep.facts and CONFIRMED not in sweep.facts:
+        said.append(
+            "Each configuration was trained once, and the lowest WER of its best epoch was chosen on dev: it is lower "
+            "than it would be again. Train it with other seeds before you rely on it, and measure it on sentences that "
+            f"chose nothing: `sweeps confirm {sweep.name}` does both."
+        )
     if dev := sweep.facts.get("dev_sequences"):
         said.append(f"WERs are those of {counted(dev, 'dev sentence')}.")
     return said
@@ -61,24 +62,17 @@ def _standing_of(best: TrialRow, wer: float, trials: Sequence[TrialRow], sweep: 
 def _edges(best: TrialRow, spec: SweepSpec) -> list[str]:
     """Searched values of the best trial that lie at an end of their range."""
     said = []
-    for name, bounds in spec.space.ranges().items():
+    for name, bounds in spec.space.searched().items():
         value = (best.hyperparameters or {}).get(name)
-        if value is None or not bounds.low < bounds.high or not bounds.low <= value <= bounds.high:
+        if value is None or isinstance(bounds, Choices) or not bounds.contains(value):
             continue
-        share = _share(float(value), bounds)
+        share = bounds.share(value)
         if min(share, 1 - share) <= EDGE:
             said.append(
                 f"Its {name}, {shown(value)}, lies at the {'lower' if share < 0.5 else 'upper'} end of what was "
                 "searched: a wider range may have a better one."
             )
     return said
-
-
-def _share(value: float, bounds: Range) -> float:
-    """Where a value lies in its range, 0 to 1."""
-    if bounds.log:
-        return math.log(value / bounds.low) / math.log(bounds.high / bounds.low)
-    return (value - bounds.low) / (bounds.high - bounds.low)
 
 
 def shown(value: Any) -> str:

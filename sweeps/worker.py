@@ -15,27 +15,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
 
 from model.corpus.annotations import CorpusError
-from model.corpus.data import Corpus, load_corpus
-from model.corpus.synthetic import generate
+from model.corpus.data import Corpus
 from model.diagnosis import is_best
 from model.types import EpochReport, Hyperparameters, Stopped, Trainer
-from sweeps import checkpoint_share, checkpoints, judging
-from sweeps.errors import CannotWork, DatabaseUnavailable, DiskTrouble, LeaseLost, SweepError, SweepNotFound
+from sweeps import checkpoint_share, checkpoints, environment, judging, warm_start
+from sweeps.budget import is_limited
+from sweeps.errors import DatabaseUnavailable, DiskTrouble, LeaseLost, SweepError, SweepNotFound, TrialTried
 from sweeps.lease import Lease
 from sweeps.patience import patiently, wait
+from sweeps.preparing import check_trainer, corpus_here
 from sweeps.processes import obedient, started_at, this_host
 from sweeps.records import Claim, EventRow, SweepRow, WorkerRow
 from sweeps.settings import Home
-from sweeps.spec import FloatRange, SweepSpec, corpus_of, spec_of
+from sweeps.spec import FloatRange, SweepSpec, spec_of
 from sweeps.states import SweepState, TrialState
-from sweeps.store import Store
+from sweeps.store import CONFIGURATIONS, Store
 from sweeps.study import Study, suggest
 from sweeps.system_metrics import SystemMetrics
 from sweeps.trainers import load_trainer, make_trainer, trainer_name
@@ -66,8 +66,6 @@ HUNG = 70
 
 GROWTH_MIB = 1024
 """A worker that holds so much more memory after a trial than after its first one is recycled."""
-
-VERSIONS = ("ctc-sweeps", "torch", "optuna", "numpy")
 
 NOT_RETRIED: tuple[tuple[type[Exception], str, str | None], ...] = (
     (CorpusError, "data_fault", "data_fault"),
@@ -147,8 +145,7 @@ def work(job: Job, stop: threading.Event) -> bool:
 def this_worker(job: Job) -> WorkerRow:
     """What the database keeps of this process."""
     process = psutil.Process()
-    versions = {"python": sys.version.split()[0]} | {name: version(name) for name in VERSIONS}
-    return WorkerRow(job.worker, this_host(), process.pid, started_at(process), _device(job), versions)
+    return WorkerRow(job.worker, this_host(), process.pid, started_at(process), _device(job), environment.here())
 
 
 def _device(job: Job) -> str:
@@ -324,26 +321,12 @@ def assigned(job: Job, sweep: SweepRow) -> Assignment:
     Raises:
         CannotWork: its corpus is not here or is another one, or its trainer was not named to this worker.
     """
-    spec, config, facts = spec_of(sweep), corpus_of(sweep), sweep.facts
-    used, given = facts.get("trainer", trainer_name(None)), trainer_name(job.trainer)
-    if used != given:
-        way_out = "leave --trainer out" if used == trainer_name(None) else f"name {used} with --trainer"
-        raise CannotWork(sweep.name, f"it is trained by {used}, and this worker has {given}: {way_out}")
-    if job.corpus is not None:
-        config = config.model_copy(update={"path": job.corpus})
-    try:
-        if spec.corpus.generated is not None and job.corpus is None and not config.path.exists():
-            config = config.model_copy(update={"path": generate(spec.corpus.generated, job.home.corpora)})
-        corpus = load_corpus(config, cache=job.home.scans)
-    except CorpusError as error:
-        raise CannotWork(sweep.name, str(error)) from error
-    if corpus.hash != facts["corpus_hash"]:
-        raise CannotWork(
-            sweep.name, f"{corpus.folder}: changed since the sweep began; put it back, or begin another sweep"
-        )
+    check_trainer(sweep, job.trainer)
+    corpus = corpus_here(sweep, job.home, job.corpus)
     # Seconds of imports, during which nobody could renew a lease: before there is one.
     load_trainer(job.trainer)
     checkpoints.load_torch()
+    spec = spec_of(sweep)
     return Assignment(sweep, spec, corpus, Study(job.database_url, spec))
 
 
@@ -355,16 +338,23 @@ def ask(assignment: Assignment, store: Store, claim: Claim) -> Hyperparameters:
     stands = store.trial(claim.sweep_id, claim.number)
     if stands.hyperparameters is not None and claim.hyperparameters is None:
         return stands.hyperparameters
-    values = claim.hyperparameters or suggested(assignment.spec, store, assignment.sweep, claim)
-    if claim.optuna_trial_id is None:
+    may_repeat = CONFIGURATIONS not in assignment.sweep.facts or claim.hyperparameters is not None
+    refused: Hyperparameters | None = None
+    while True:
+        values = claim.hyperparameters or suggested(assignment.spec, store, assignment.sweep, claim)
+        if claim.optuna_trial_id is not None:
+            return values
         optuna_trial_id = assignment.study.register(claim.number, claim.name, values) if claim.in_space else None
         try:
-            store.set_hyperparameters(claim, dict(values), optuna_trial_id)
-        except LeaseLost:
+            store.set_hyperparameters(claim, dict(values), optuna_trial_id, repeat=may_repeat)
+            return values
+        except (LeaseLost, TrialTried) as error:
             if optuna_trial_id is not None:  # nobody else knows of it, and perhaps nobody keeps the sweep any more
                 assignment.study.fail([optuna_trial_id])
-            raise
-    return values
+            if isinstance(error, LeaseLost):
+                raise
+            # Another worker was given the same just now: the next suggestion knows of it, unless nothing else is left.
+            may_repeat, refused = values == refused, values
 
 
 def suggested(spec: SweepSpec, store: Store, sweep: SweepRow, claim: Claim) -> Hyperparameters:
@@ -374,7 +364,9 @@ def suggested(spec: SweepSpec, store: Store, sweep: SweepRow, claim: Claim) -> H
     bounds = sweep.facts.get("learning_rate_bounds")  # those of a range test or of an alarm, if any
     rates = bounds and FloatRange(low=bounds["low"], high=bounds["high"], log=spec.space.learning_rate.log)
     trials, curves = [trial for trial, _ in siblings], {trial.id: reports for trial, reports in siblings}
-    return suggest(spec, claim.number, trials, curves, sweep.floors.constant_wer, learning_rate=rates)
+    priors = store.priors(sweep.id) if warm_start.FACT in sweep.facts else ()
+    wer = sweep.floors.constant_wer
+    return suggest(spec, claim.number, trials, curves, wer, learning_rate=rates, priors=priors)
 
 
 def train(
@@ -392,7 +384,7 @@ def train(
     spec, sweep = assignment.spec, assignment.sweep
     config = spec.training(claim.number, values, claim.overrides)
     folder = job.checkpoints / sweep.name
-    limited = sweep.budget.get("total_epochs") is not None or sweep.budget.get("hours") is not None
+    limited = is_limited(sweep.budget)
     hung = leave if job.may_leave else lambda: None
     with Lease(store, claim, job.lease_seconds, stop, hung) as lease, shared(job, store, sweep, claim) as share:
         trainer = make_trainer(job.trainer, config, assignment.corpus)

@@ -83,7 +83,7 @@ def open_experiment(tracking_uri: str, name: str, known_as: str | None = None) -
         TrackingUnavailable: the server or the database cannot be reached; also by every later call.
         TrackingRefused: the experiment is deleted, or the name is not allowed; also by later calls, for their reasons.
     """
-    with _translated(tracking_uri):
+    with translated(tracking_uri):
         client = MlflowClient(tracking_uri)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
@@ -115,7 +115,7 @@ def delete_experiment(tracking_uri: str, experiment_id: str, name: str, run_id: 
         TrackingUnavailable: the server or the database cannot be reached.
         TrackingRefused: it does not allow that.
     """
-    with _translated(tracking_uri):
+    with translated(tracking_uri):
         client = MlflowClient(tracking_uri)
         try:
             experiment = client.get_experiment(experiment_id)
@@ -146,12 +146,12 @@ class _MlflowExperiment:
         self.set_tags({_DESCRIPTION_TAG: markdown})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        with _translated(self._tracking_uri):
+        with translated(self._tracking_uri):
             for name, value in tags.items():
                 self._client.set_experiment_tag(self.experiment_id, name, cut(value))
 
     def run(self, key: str, name: str, start_time_ms: int, tags: Mapping[str, str] = NO_TAGS) -> RunWriter:
-        with _translated(self._tracking_uri):
+        with translated(self._tracking_uri):
             found = self._search(key)
             run_id = min(found) if found else self._create(key, name, start_time_ms, tags)
         return self.existing(run_id)
@@ -167,14 +167,14 @@ class _MlflowExperiment:
 
     def settle(self, key: str, run_id: str) -> RunWriter:
         # Another caller's, or a twin: a request that was sent again because its answer got lost has made two.
-        with _translated(self._tracking_uri):
+        with translated(self._tracking_uri):
             for other in self._search(key) - {run_id}:
                 self._delete(other)
         return self.existing(run_id)
 
     def log_model(self, run_id: str, step: int, model: ModelFile) -> str:
         key = f"{_KEY_TAG} = '{_quote(model.key)}'"
-        with _translated(self._tracking_uri):
+        with translated(self._tracking_uri):
             for there in self._client.search_logged_models([self.experiment_id], f"tags.{key}"):
                 if there.status == LoggedModelStatus.READY:
                     return str(there.model_id)
@@ -194,7 +194,7 @@ class _MlflowExperiment:
         return str(made.model_id)
 
     def holds(self, run_id: str) -> bool:
-        with _translated(self._tracking_uri):
+        with translated(self._tracking_uri):
             try:
                 return bool(self._client.get_run(run_id).info.experiment_id == self.experiment_id)
             except MlflowException as error:
@@ -203,7 +203,7 @@ class _MlflowExperiment:
                 return False
 
     def unfinished(self) -> Mapping[str, str]:
-        with _translated(self._tracking_uri):
+        with translated(self._tracking_uri):
             return {
                 str(run.info.run_id): unquote(run.data.tags.get(_KEY_TAG, ""))
                 for status in ("RUNNING", "SCHEDULED")
@@ -211,12 +211,12 @@ class _MlflowExperiment:
             }
 
     def delete(self, run_id: str) -> None:
-        with _translated(self._tracking_uri):
+        with translated(self._tracking_uri):
             self._delete(run_id)
 
     def download_artifact(self, run_id: str, path: str, to_folder: Path) -> Path | None:
         target = to_folder / artifact_name(path)
-        with _translated(self._tracking_uri):
+        with translated(self._tracking_uri):
             there = self._client.list_artifacts(run_id, posixpath.dirname(path) or None)
             if not any(file.path == path and not file.is_dir for file in there):
                 return None
@@ -267,7 +267,7 @@ class _MlflowRun:
         self._log_batch(tags=[RunTag(label, cut(value)) for label, value in {**tags, **named}.items()])
 
     def set_status(self, status: RunStatus, end_time_ms: int | None = None) -> None:
-        with _translated(self._tracking_uri):
+        with translated(self._tracking_uri):
             if status in ENDED:
                 end = end_time_ms or self._client.get_run(self.run_id).info.end_time or time.time_ns() // 1_000_000
             else:
@@ -278,7 +278,7 @@ class _MlflowRun:
             )
 
     def log_artifact(self, file: Path, folder: str = "") -> None:
-        with _translated(self._tracking_uri):
+        with translated(self._tracking_uri):
             self._client.log_artifact(self.run_id, str(file), folder or None)
 
     # `MlflowClient.log_image` and `log_table` are not idempotent: they make up an id a call, and append. These write
@@ -287,7 +287,7 @@ class _MlflowRun:
     def log_image(self, key: str, step: int, timestamp_ms: int, png: bytes) -> None:
         unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.run_id}/{key}/{step}")
         name = f"{key.replace('/', '~')}+step+{step}+timestamp+{timestamp_ms}+{unique}"
-        with _translated(self._tracking_uri), tempfile.TemporaryDirectory() as folder:
+        with translated(self._tracking_uri), tempfile.TemporaryDirectory() as folder:
             (Path(folder) / f"{name}.png").write_bytes(png)
             small = Image.open(io.BytesIO(png))
             small.thumbnail((_SMALL_IMAGE, _SMALL_IMAGE))
@@ -297,7 +297,7 @@ class _MlflowRun:
 
     def log_table(self, file: str, columns: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> None:
         content = {"columns": list(columns), "data": [list(row) for row in rows]}
-        with _translated(self._tracking_uri):
+        with translated(self._tracking_uri):
             self._client.log_text(self.run_id, json.dumps(content), artifact_name(file))
             self._client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([{"path": file, "type": "table"}]))
 
@@ -310,12 +310,12 @@ class _MlflowRun:
             profile=json.dumps(dict(dataset.facts)),
         )
         inputs = [DatasetInput(entity, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])]
-        with _translated(self._tracking_uri):
+        with translated(self._tracking_uri):
             self._client.log_inputs(self.run_id, inputs)
 
     def delete_artifacts(self, folder: str) -> None:
         artifact_name(folder)  # a plain path
-        with _translated(self._tracking_uri):
+        with translated(self._tracking_uri):
             if self._client.list_artifacts(self.run_id, folder):
                 uri = self._client.get_run(self.run_id).info.artifact_uri
                 repository: Any = get_artifact_repository(uri, tracking_uri=self._tracking_uri)
@@ -325,7 +325,7 @@ class _MlflowRun:
         """Nothing is pending: every call had arrived when it returned."""
 
     def _log_batch(self, **entities: Any) -> None:
-        with _translated(self._tracking_uri):
+        with translated(self._tracking_uri):
             self._client.log_batch(self.run_id, **entities)
 
 
@@ -354,7 +354,7 @@ def _artifact_location(tracking_uri: str) -> str | None:
 
 
 @contextmanager
-def _translated(tracking_uri: str) -> Iterator[None]:
+def translated(tracking_uri: str) -> Iterator[None]:
     """MLflow's errors in our words."""
     try:
         yield

@@ -41,6 +41,8 @@ STATUS: Mapping[type[Exception], int] = {
     errors.TrainerChanged: 409,
     errors.SweepExists: 409,
     errors.TrialExists: 409,
+    errors.TrialTried: 409,
+    errors.NoWarmStart: 409,
     errors.SweepBusy: 409,
     errors.NothingToDo: 409,
     errors.TrialsSpent: 409,

@@ -12,6 +12,8 @@ from sweeps.api.access import Asker, Operator, Reader, operator, reader
 from sweeps.api.live import Live
 from sweeps.api.problems import MEDIA_TYPE, Problem, Refusal
 from sweeps.api.remembered import Remembered
+from sweeps.budget import IMPROVEMENT
+from sweeps.forecast import Forecast
 from sweeps.interface import MOST_BEYOND, PAGE, Best, Created
 from sweeps.records import ActionRow, Curve, DecisionRow, EpochRow, EventRow, SweepStatus, TrialRow
 from sweeps.service import SweepService, Watch
@@ -53,6 +55,7 @@ class Configuration(BaseModel):
 
     values: dict[str, Any] = Field(description="fields of a training config; what is not named is the spec's")
     name: str | None = Field(None, max_length=64, description="of the trial; default: from its values")
+    repeat: bool = Field(False, description="train it again, from another seed, if the sweep has it; needs a name")
 
 
 def asked(request: Request, asker: Asker) -> SweepService:
@@ -108,7 +111,7 @@ def trials(
 @router.post("/sweeps/{name}/trials", status_code=201)
 def enqueue(name: SweepName, configuration: Configuration, service: Operating) -> TrialRow:
     """Let a configuration wait that is to be trained next. Asked again with the same values it adds no second one."""
-    return service.enqueue(name, configuration.values, trial_name=configuration.name)
+    return service.enqueue(name, configuration.values, trial_name=configuration.name, repeat=configuration.repeat)
 
 
 @router.get("/sweeps/{name}/trials/{trial}")
@@ -163,6 +166,16 @@ def conclusions(name: SweepName, service: Reading, request: Request) -> Conclusi
     """What was learned about the parameters, and how often the rules were wrong."""
     remembered: Remembered = request.app.state.remembered
     return remembered.conclusions(service, name)
+
+
+@router.get("/sweeps/{name}/forecast")
+def forecast(
+    name: SweepName,
+    service: Reading,
+    improvement: Annotated[float, Query(description="WER (fraction) that the chance speaks of")] = IMPROVEMENT,
+) -> Forecast:
+    """What the rest of its budget will bring: hours, trials, the chance to improve the best WER."""
+    return service.forecast(name, improvement)
 
 
 @router.get("/sweeps/{name}/events")

@@ -11,15 +11,19 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from model.metrics import wer_interval
 from model.types import BUILT_IN
 from sweeps.commands.options import DatabaseOption, HomeOption, JsonOption, ServerOption, reached
 from sweeps.commands.tables import Column, console_for, percent, print_table
 from sweeps.errors import SweepError
 from sweeps.gathered import every_trial
 from sweeps.interface import Sweeps
-from sweeps.spec import corpus_of
+from sweeps.records import SweepRow, TrialRow
+from sweeps.service import SweepService
+from sweeps.spec import corpus_of, in_words, spec_of
 from sweeps.states import TrialState
 from sweeps.summary import best_trial, parameters, trial_label
+from sweeps.warm_start import FACT, Taken
 
 NOT_OF_THE_SPEC = ("name", "found")
 """What differs between any two sweeps, and what is compared by its hash."""
@@ -32,7 +36,7 @@ def compare(
     server: ServerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Sweeps side by side: corpus, trials, epochs, best WER, hours, verdicts, and where their specs differ.
+    """Sweeps side by side: corpus, trials, epochs, best WER, hours, verdicts, and where their spaces and specs differ.
 
     Says first whether their WERs compare at all.
     """
@@ -41,7 +45,7 @@ def compare(
     with reached(home, database, server) as sweeps:
         sides = [side(sweeps, name) for name in names]
     specs = [each.pop("spec") for each in sides]
-    reasons, differing = why_not(sides), differences(specs)
+    reasons, differing, searched = why_not(sides), differences(specs), spaces(sides)
     if as_json:
         found = {"sweeps": sides, "not_comparable": reasons, "differences": differing}
         print(json.dumps(found, allow_nan=False))
@@ -56,9 +60,15 @@ def compare(
     if not differing:
         console.print("The specs are the same.")
         return
+    alike = [name for name, across in searched.items() if len(set(across)) == 1]
+    otherwise = {f"space.{name}": across for name, across in searched.items() if name not in alike}
+    if otherwise:
+        said = f"All of them search {', '.join(alike)} alike." if alike else "They search nothing alike."
+        console.print(Text(said), soft_wrap=not console.is_terminal)
+    rest = {path: list(map(_value, across)) for path, across in differing.items() if not path.startswith("space.")}
     print_table(
         [Column("spec"), *columns[1:]],
-        [[path, *map(_value, across)] for path, across in differing.items()],
+        [[path, *across] for path, across in {**otherwise, **rest}.items()],
         console,
     )
 
@@ -67,6 +77,8 @@ def side(sweeps: Sweeps, name: str) -> dict[str, Any]:
     """One sweep, as plain values."""
     status, trials = sweeps.sweep(name), every_trial(sweeps, name)
     sweep, best = status.sweep, best_trial(trials)
+    spec = spec_of(sweep)
+    own = spec.trainer.model_dump()
     return {
         "sweep": sweep.name,
         "state": sweep.state.value,
@@ -81,12 +93,44 @@ def side(sweeps: Sweeps, name: str) -> dict[str, Any]:
         "epochs": status.epochs,
         "hours": sweep.seconds / 3600,
         "best": best
-        and {"number": best.number, "name": best.name, "wer": best.best_wer, "parameters": parameters(best)},
+        and {
+            "number": best.number,
+            "name": best.name,
+            "wer": best.best_wer,
+            "interval": interval(sweeps, sweep, best),
+            "parameters": parameters(best),
+            "epochs_until": epochs_until(best, trials),
+        },
+        "warm_start": sweep.facts.get(FACT, []),
+        "space": {name: in_words(parameter) for name, parameter in spec.space.searched().items()},
+        "fixed": {name: value for name, value in own.items() if name not in spec.space.searched()}
+        | {name: p.at(0) for name, p in spec.space.parameters().items() if p.count == 1},
         "states": dict(Counter(trial.state.value for trial in trials)),
         "verdicts": dict(Counter(trial.verdict for trial in trials if trial.verdict)),
         "spec": {**sweep.spec, "budget": sweep.budget},
         "best_label": best and trial_label(best),
     }
+
+
+def interval(sweeps: Sweeps, sweep: SweepRow, best: TrialRow) -> list[float] | None:
+    """Of the best WER, 95 %, over dev sentences; None where its sentences were not scored. Only a database has them."""
+    if not isinstance(sweeps, SweepService):
+        return None
+    scored = [row for row in sweeps.store.scores(sweep.id) if row.trial_id == best.id and row.split == "dev"]
+    return list(wer_interval(scored[0].errors, scored[0].words)) if scored and scored[0].sentences else None
+
+
+def epochs_until(best: TrialRow, trials: Sequence[TrialRow]) -> int:
+    """Epochs of the trials that were over when the best one was, its own included."""
+    end = best.finished_at
+    over = [t for t in trials if end is None or (t.finished_at is not None and t.finished_at <= end)]
+    return sum(trial.epochs for trial in over)
+
+
+def spaces(sides: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Each parameter that one of them searches, to what each tries of it."""
+    names = dict.fromkeys(name for each in sides for name in each["space"])
+    return {name: [each["space"].get(name) or f"{each['fixed'][name]}, fixed" for each in sides] for name in names}
 
 
 def why_not(sides: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -132,16 +176,23 @@ def table(sides: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
         ("trainer", [each["trainer"] for each in sides]),
         ("knowing nothing", [percent(each["constant_wer"]) for each in sides]),
         ("best WER", [percent(each["best"] and each["best"]["wer"]) for each in sides]),
+        ("95 % interval", [_between(each["best"] and each["best"]["interval"]) for each in sides]),
         ("of trial", [each["best_label"] or "" for each in sides]),
         ("with", [each["best"]["parameters"] if each["best"] else "" for each in sides]),
         ("trials", [f"{each['trials']}/{each['budget']}" for each in sides]),
         ("epochs", [str(each["epochs"]) for each in sides]),
+        ("epochs to the best", [str(each["best"]["epochs_until"]) if each["best"] else "" for each in sides]),
+        ("began from", [", ".join(str(Taken(**taken)) for taken in each["warm_start"]) for each in sides]),
         ("hours", [f"{each['hours']:.2f}" for each in sides]),
     ]
     for key, known in (("states", [s.value for s in TrialState]), ("verdicts", None)):
         labels = known or sorted({label for each in sides for label in each[key]})
         rows += [(label, [str(each[key].get(label, "")) for each in sides]) for label in labels]
     return rows
+
+
+def _between(edges: Sequence[float] | None) -> str:
+    return "" if edges is None else f"{edges[0]:.1%} to {edges[1]:.1%}"
 
 
 def _short(value: Any) -> str:

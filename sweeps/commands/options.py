@@ -112,6 +112,16 @@ MissingTrackingOption = Annotated[
     ),
 ]
 
+NotifyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--notify",
+        metavar="FILE",
+        dir_okay=False,
+        help="Whom to tell of news: docs/how-to/notify.md. Default: notify.yaml in home, if there is one",
+    ),
+]
+
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line on stdout is one JSON object")]
 
 

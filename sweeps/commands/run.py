@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TextIO
+from types import MappingProxyType
+from typing import Annotated, Any, Protocol, TextIO
 
 import typer
 
-from sweeps import display, keeper, preparing, ramp, runner, service
+from sweeps import channels, display, keeper, outbox, preparing, ramp, runner, service
+from sweeps.channels import Channel
 from sweeps.commands.dry_run import plan_report, print_plan
 from sweeps.commands.options import (
     LEASE_SECONDS,
@@ -24,6 +27,7 @@ from sweeps.commands.options import (
     JsonOption,
     LeaseOption,
     MissingTrackingOption,
+    NotifyOption,
     ShareOption,
     TrackingOption,
     TrainerOption,
@@ -32,6 +36,7 @@ from sweeps.commands.options import (
     stopping,
     wait_for_enter,
 )
+from sweeps.forecasting import forecast_of
 from sweeps.mirror import Mirror
 from sweeps.patience import patiently
 from sweeps.processes import this_runner
@@ -40,14 +45,29 @@ from sweeps.records import SweepRow
 from sweeps.settings import Home, find_home
 from sweeps.shipping import dashboard, mirror_of, tracking_server
 from sweeps.spec import load_spec
+from sweeps.states import SweepState
 from sweeps.store import Store
 from sweeps.summary import best_trial, command_of, result
+from sweeps.warm_start import in_words as warm_started
 from sweeps.worker import Job
 from tracking.server import check_server
 from tracking.writer import TrackingUnavailable
 
 ALARMED = 3
 """Exit code of `sweeps run` where the sweep alarmed and paused."""
+
+
+NOBODY: Mapping[str, Channel] = MappingProxyType({})
+
+
+class Ending(Protocol):
+    """What a command does once every trial of its sweep is over."""
+
+    def conclude(self) -> None:
+        """While the sweep is this process's, and before the last of it goes to MLflow."""
+
+    def tell(self) -> dict[str, Any]:
+        """Print what came of it; returns it as JSON, instead of the sweep's."""
 
 
 MIRROR_SECONDS = 20.0
@@ -63,6 +83,12 @@ def run(
     workers: Annotated[int | None, typer.Option(help="Instead of the spec's workers")] = None,
     trainer: TrainerOption = None,
     force: ForceOption = False,
+    warm_start: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SWEEP", help="Instead of the spec's warm_start: show the sampler the trials of this sweep"
+        ),
+    ] = None,
     skip_range_test: Annotated[
         bool, typer.Option("--skip-range-test", help="Begin without the learning-rate range test of the spec")
     ] = False,
@@ -77,6 +103,7 @@ def run(
     checkpoints: CheckpointsOption = None,
     share_checkpoints: ShareOption = False,
     lease_seconds: LeaseOption = LEASE_SECONDS,
+    notify: NotifyOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check spec and corpus, print the plan, stop")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -87,9 +114,10 @@ def run(
 
     A sweep in which nothing takes off pauses, says why, and ends with exit code 3; the same command goes on.
     """
-    changes = {name: value for name, value in (("trials", trials), ("workers", workers)) if value is not None}
-    spec = load_spec(spec_file, **changes)
+    given = {"trials": trials, "workers": workers, "warm_start": warm_start or None}
+    spec = load_spec(spec_file, **{name: value for name, value in given.items() if value is not None})
     where = find_home(home)
+    told = channels.channels_of(where.notify, notify)
     words = sys.stderr if as_json else sys.stdout
     for warning in spec.warnings():
         print(f"warning: {warning}", file=sys.stderr)
@@ -108,7 +136,9 @@ def run(
     with stopping() as stop, opened(where, database) as store:
         if accept_proposal:
             service.proposal_of(service.find_sweep(store, spec.name))
-        sweep = preparing.open_sweep(store, prepared)
+        sweep = preparing.open_sweep(store, prepared, force=force)
+        if said := warm_started(sweep):
+            print(said, file=words, flush=True)
         outcome = run_prepared(
             *(store, sweep, prepared, where, database, tracking_uri, stop, as_json, words),
             accept_proposal=accept_proposal,
@@ -117,6 +147,7 @@ def run(
             lease_seconds=lease_seconds,
             checkpoints=checkpoints,
             share_checkpoints=share_checkpoints,
+            told=told,
         )
     raise typer.Exit(outcome)
 
@@ -138,23 +169,26 @@ def run_prepared(
     lease_seconds: float = LEASE_SECONDS,
     checkpoints: Path | None = None,
     share_checkpoints: bool = False,
+    told: Mapping[str, Channel] = NOBODY,
+    ending: Ending | None = None,
 ) -> int:
     """Run the sweep, print what it came to, keep the dashboard open for a person; returns the exit code."""
     spec = prepared.spec
     trials = store.trials(sweep.id)
     with ExitStack() as stack:
+        messages = stack.enter_context(outbox.sending(store, told))
         hold = stack.enter_context(ExitStack())
         lost = threading.Event()
         # Not over, though nothing is left to do: its runner was killed between the last trial and the end.
         planned = replace(sweep, budget=spec.budget.model_dump())
         work = accept_proposal or keeper.has_work(planned, trials) or not sweep.state.terminal
-        if work:
+        if work or ending:
             me = this_runner()  # held first: nothing of a sweep that another process runs is changed
             lost = hold.enter_context(keeper.holding(store, sweep, me))
         tracking = stack.enter_context(tracking_server(home, tracking_uri, required=not allow_missing_tracking))
         mirror = mirror_of(store, sweep, home, tracking, may_ship=lambda: not lost.is_set())
         try:
-            if work and not stop.is_set():
+            if (work or ending) and not stop.is_set():
                 store.update_budget(sweep.id, spec.budget.model_dump())
                 if accept_proposal:
                     service.accept_proposal(store, sweep, spec)
@@ -179,8 +213,17 @@ def run_prepared(
                 if spec.range_test and not skip_range_test and ramp.is_due(sweep, trials):
                     range_test(store, sweep, prepared, home, stop, words)
                 seen = {t.id: t.epochs for t in trials if not t.state.terminal}
-                with display.view(store.epochs, plain=as_json, out=words, seen=seen) as view:
-                    runner.run(store, sweep, spec, job, me, mirror, view, stop)
+                if work:
+                    with display.view(
+                        store.epochs,
+                        plain=as_json,
+                        out=words,
+                        seen=seen,
+                        forecast=lambda: forecast_of(store, service.find_sweep(store, spec.name)).sentence,
+                    ) as view:
+                        runner.run(store, sweep, spec, job, me, mirror, view, stop, messages.note)
+                if ending and store.sweep_state(sweep.id) is SweepState.COMPLETE:
+                    ending.conclude()
         finally:
             finish_mirror(mirror)
         hold.close()  # looking at the dashboard spends none of the sweep's hours
@@ -190,7 +233,10 @@ def run_prepared(
         address = f"{dashboard(store, sweep, tracking)}\n  " if stays_open or tracking_uri else ""
         command = service.ui_command(sweep.name, home, database, tracking_uri)
         print_outcome(store, sweep, prepared, f"{address}open again with: {command}", words)
-        if as_json:
+        told_at_end = ending and ending.tell()
+        if as_json and told_at_end is not None:
+            print(json.dumps(told_at_end, allow_nan=False), flush=True)
+        elif as_json:
             rows = store.trials(sweep.id)
             found = service.conclusions_of(store, sweep)
             what = result(sweep, rows, spec, prepared.corpus_config, tracking.shown, command, found)

@@ -30,6 +30,9 @@ COLUMNS = (
     Column("keeper", leaves=8),
     Column("why", leaves=9),
 )
+MOST_FORECASTS = 3
+"""Of the sweeps that run, the newest so many have their forecast below the table."""
+
 STYLES = {SweepState.RUNNING: "green", SweepState.FAILED: "red", SweepState.PAUSED: "yellow"}
 
 
@@ -45,6 +48,8 @@ def status(
         raise SweepError(f"{where.root}: holds no sweep yet; run one, or name the right folder with --home")
     with reached(home, database, server) as sweeps:
         found = sweeps.sweeps()
+        running = [] if as_json else [s.sweep.name for s in found if s.sweep.state is SweepState.RUNNING]
+        forecasts = [f"{name}: {sweeps.forecast(name).sentence}" for name in running[-MOST_FORECASTS:]]
     now = time.time()
     if as_json:
         print(json.dumps([as_object(each, now) for each in found], allow_nan=False))
@@ -54,6 +59,8 @@ def status(
         return
     console = console_for(sys.stdout)
     print_table(COLUMNS, [row(each, now) for each in found], console, [STYLES.get(s.sweep.state, "") for s in found])
+    for line in forecasts:
+        print(line)
 
 
 def row(of: SweepStatus, now: float) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sweeps import warm_start
 from sweeps.commands.options import DatabaseOption, HomeOption, JsonOption, ServerOption, reached
 from sweeps.commands.tables import Column, console_for, percent, print_table
 from sweeps.display import STYLES
@@ -56,7 +57,8 @@ def trials(
 ) -> None:
     """The trials of a sweep, a line each: state, verdict, best WER, parameters. `sweeps show SWEEP/TRIAL` has one."""
     with reached(home, database, server) as sweeps:
-        searched = spec_of(sweeps.sweep(name).sweep).space.ranges()
+        sweep = sweeps.sweep(name).sweep
+        searched = spec_of(sweep).space.parameters()
         found = every_trial(sweeps, name)
     chosen = in_order([trial for trial in found if state in (None, trial.state)], sort, list(searched))[:limit]
     if as_json:
@@ -64,8 +66,11 @@ def trials(
         return
     styles = [STYLES.get(trial.verdict or "", "") for trial in chosen]
     print_table(COLUMNS, [row(trial) for trial in chosen], console_for(sys.stdout), styles)
-    if len(chosen) < len(found) and sys.stdout.isatty():
-        print(f"{len(chosen)} of {len(found)} trials")
+    if sys.stdout.isatty():  # a pipe gets the table alone
+        if len(chosen) < len(found):
+            print(f"{len(chosen)} of {len(found)} trials")
+        if began_from := warm_start.in_words(sweep):
+            print(began_from)
 
 
 def row(trial: TrialRow) -> list[str]:

@@ -79,6 +79,9 @@ def enqueue(
     name: Name,
     values: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="learning_rate=5e-4 dropout=0.2 ...")],
     trial_name: Annotated[str | None, typer.Option("--name", help="Of the trial. Default: from its values")] = None,
+    repeat: Annotated[
+        bool, typer.Option("--repeat", help="Train it again, from another seed, if the sweep has it; needs --name")
+    ] = False,
     home: HomeOption = None,
     database: DatabaseOption = None,
     server: ServerOption = None,
@@ -86,10 +89,11 @@ def enqueue(
 ) -> None:
     """Have a configuration trained next: any field of the spec's trainer; what is not named is as the spec has it.
 
-    It takes one of the budget's trials. Asked again with the same values it adds no second one.
+    It takes one of the budget's trials. Asked again with the same values it adds no second one, and one that the sweep
+    has already is refused, unless it is to be repeated.
     """
     with reached(home, database, server) as sweeps:
-        trial = sweeps.enqueue(name, read_values(values), trial_name=trial_name)
+        trial = sweeps.enqueue(name, read_values(values), trial_name=trial_name, repeat=repeat)
     if as_json:
         print(json.dumps(asdict(trial), allow_nan=False))
     else:

@@ -57,7 +57,13 @@ def follow(sweeps: Sweeps, name: str) -> SweepRow:
     numbers = {trial.id: trial.number for trial in trials.values()}
     over = {number for number, trial in trials.items() if trial.state.terminal}
     seen = {trial.id: trial.epochs for trial in trials.values()}
-    with display.view(lambda id: sweeps.curve(name, numbers[id]), plain=False, out=sys.stdout, seen=seen) as view:
+    with display.view(
+        lambda id: sweeps.curve(name, numbers[id]),
+        plain=False,
+        out=sys.stdout,
+        seen=seen,
+        forecast=lambda: sweeps.forecast(name).sentence,
+    ) as view:
         plain = isinstance(view, PlainLog)
         if plain:
             print(so_far(name, trials), flush=True)

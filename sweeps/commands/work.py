@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from sweeps import engines, service
+from sweeps import channels, engines, outbox, service
 from sweeps.commands.options import (
     LEASE_SECONDS,
     CheckpointsOption,
@@ -24,6 +24,7 @@ from sweeps.commands.options import (
     HomeOption,
     LeaseOption,
     MissingTrackingOption,
+    NotifyOption,
     ShareOption,
     TrackingOption,
     opened,
@@ -33,7 +34,7 @@ from sweeps.display import EventLog
 from sweeps.engines import Engine, EngineName, Resources
 from sweeps.errors import DatabaseUnavailable, SweepError
 from sweeps.house import AT_WORK, House
-from sweeps.keeper import BEAT_SECONDS, has_work
+from sweeps.keeper import BEAT_SECONDS, News, has_work, no_news
 from sweeps.mirror import Mirror
 from sweeps.patience import wait
 from sweeps.processes import this_runner
@@ -79,6 +80,7 @@ def work(
     share_checkpoints: ShareOption = False,
     lease_seconds: LeaseOption = LEASE_SECONDS,
     allow_missing_tracking: MissingTrackingOption = False,
+    notify: NotifyOption = None,
     until_done: Annotated[bool, typer.Option("--until-done", help="End once no sweep has a trial left")] = False,
 ) -> None:
     """Train the trials of sweeps that run, until Ctrl-C: any number of these, on any machine that reaches the database.
@@ -96,7 +98,8 @@ def work(
     trainer = resolved(trainer)
     if trainer is not None:
         load_trainer(trainer)
-    with stopping() as stop, opened(where, database) as store:
+    told = channels.channels_of(where.notify, notify)
+    with stopping() as stop, opened(where, database) as store, outbox.sending(store, told) as messages:
         for name in names or ():
             service.find_sweep(store, name)
         job = Job(
@@ -125,7 +128,7 @@ def work(
             elif tracking_uri is not None:
                 tracking()
             running = started.enter_context(engines.opened(engine, job, workers, me, resources))
-            fine = work_on(store, where, job, running, tracking if ships else None, stop)
+            fine = work_on(store, where, job, running, tracking if ships else None, stop, messages.note)
     raise typer.Exit(130 if stop.is_set() else 0 if fine else 1)
 
 
@@ -136,6 +139,7 @@ def work_on(
     workers: Engine,
     tracking: Callable[[], Tracking] | None,
     stop: threading.Event,
+    news: News = no_news,
 ) -> bool:
     """Until `stop` is set, or the workers have ended; False if one of them could not work on a sweep."""
 
@@ -144,7 +148,7 @@ def work_on(
         return mirror_of(store, sweep, home, tracking(), may_ship=is_kept)
 
     make_mirror = None if tracking is None else mirrored
-    house = House(store, workers.runner, job.lease_seconds, job.checkpoints, make_mirror)
+    house = House(store, workers.runner, job.lease_seconds, job.checkpoints, make_mirror, news)
     events = EventLog(store, lambda event: event.worker is None or event.worker in workers.ids)
     dead: set[str] = set()
     pass_at = 0.0

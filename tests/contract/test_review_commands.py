@@ -15,10 +15,11 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from sweeps import cli, service
-from sweeps.commands import watch
+from sweeps.commands import compare, watch
 from sweeps.errors import SweepError, SweepNotFound
 from sweeps.service import SweepService
 from sweeps.settings import Home
+from sweeps.spec import SweepSpec, in_words
 from sweeps.states import SweepState, TrialState
 from tests.rows import epoch_row
 from tests.serving import begun, corpus, policy_of, serving, spec, trained
@@ -131,6 +132,29 @@ def test_sweeps_side_by_side(asked: Asked) -> None:
     assert first == f"WERs DO NOT COMPARE: {why}"
     assert any(line.split() == ["best", "WER", "22.5%"] for line in rest)
     assert any(line.split() == ["seed", "0", "7"] for line in rest)
+
+
+def test_spaces_are_told_by_what_is_searched_of_each_parameter() -> None:
+    narrow = {"name": "one", "corpus": "x", "trainer": {"weight_decay": 0.02}}
+    wider = {**narrow, "name": "two", "space": {
+        "schedule": {"choices": ["plateau", "step"]},
+        "step_epochs": {"low": 2, "high": 9, "when": {"schedule": "step"}},
+        "weight_decay": {"low": 1e-3, "high": 0.1, "log": True}, "dropout": 0.25,
+    }}  # fmt: skip
+    searched = [
+        {"space": {n: in_words(p) for n, p in s.space.searched().items()},
+         "fixed": {**s.trainer.model_dump(), **{n: p.at(0) for n, p in s.space.parameters().items() if p.count == 1}}}
+        for s in map(SweepSpec.model_validate, (narrow, wider))
+    ]  # fmt: skip
+    assert compare.spaces(searched) == {
+        "learning_rate": ["1e-05 to 0.02 (log)"] * 2,
+        "warmup_start_factor": ["0.05 to 1"] * 2,
+        "dropout": ["0 to 0.5", "0.25, fixed"],
+        "patience": ["5 to 12"] * 2,
+        "weight_decay": ["0.02, fixed", "0.001 to 0.1 (log)"],
+        "schedule": ["plateau, fixed", "plateau or step"],
+        "step_epochs": ["50, fixed", "2 to 9, with schedule step"],
+    }
 
 
 def test_a_sweep_with_itself_has_no_differences(asked: Asked) -> None:

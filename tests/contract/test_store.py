@@ -45,7 +45,9 @@ from sweeps.records import (
     EpochRow,
     EventRow,
     PlannedTrial,
+    PriorRow,
     Runner,
+    ScoreRow,
     SweepRow,
     TrialRow,
     WorkerRow,
@@ -351,6 +353,7 @@ def test_every_time_is_that_of_the_database(store: Store, engine: Engine, monkey
     true = time.time()
     monkeypatch.setattr(time, "time", lambda: true + 86_400)
     sweep = running_sweep(store)
+    store.create_sweep("warm", {}, "", {"trials": 1}, {}, [], priors=[PriorRow(0, "s", 0, {}, None, None, None)])
     store.take_runner(sweep.id, Runner("r", "host", 1), 30, lambda _: False)
     claim = claimed(store, sweep, lease_seconds=0)
     store.record(claim, [epoch_row(1)])
@@ -365,6 +368,11 @@ def test_every_time_is_that_of_the_database(store: Store, engine: Engine, monkey
     store.good_token("digest")
     store.revoke_token("t")
     store.add_action(ActionRow("somebody", "create", "s"))
+    store.add_scores(sweep.id, [ScoreRow(claim.trial_id, "dev", 1, ["a"], [0], [1])])
+    store.add_notification(sweep.id, ["told", "waiting"], "end", "end", "It is over.", {})
+    told = store.take_notification(["told"], 30)
+    assert told is not None
+    store.notification_sent(told)
     with engine.connect() as connection:
         times = {
             f"{table.name}.{column.name}": [

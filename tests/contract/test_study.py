@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
+from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -207,6 +210,122 @@ def test_a_fault_before_takeoff_says_nothing_and_one_after_it_does() -> None:
     assert ask(spec(), 20, [*rows, late]) != ask(spec(), 20, rows)
 
 
+# the four as they were before other fields could join them
+
+
+NARROW = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "dropout": 0.25, "patience": {"low": 3, "high": 6}}
+
+
+def test_the_same_seeds_suggest_what_they_did_before_other_fields_could_join_the_space() -> None:
+    """Written down with the release that had four parameters and nothing else: a sweep of then goes on as it would."""
+    before = json.loads((Path(__file__).parent / "suggestions.json").read_text(encoding="utf-8"))
+    now = {f"{name}/{seed}": walked(spec(seed=seed, sampler=name), 16) for name in ("tpe", "random") for seed in (0, 7)}
+    now["narrow"] = walked(spec(space=NARROW), 16)
+    rows = walked(spec(), 30)
+    alone = ask(spec(), 20, rows[:15])
+    under_way = [trial_row(15 + n, hyperparameters=alone) for n in range(3)]
+    asked = {
+        "bounds": ask(spec(), 30, rows, learning_rate=bounds(2e-4, 5e-3)),
+        "liar": ask(spec(), 20, [*rows[:15], *under_way]),
+    }
+    found = {name: [list((row.hyperparameters or {}).values()) for row in rows] for name, rows in now.items()}
+    found |= {name: [list(values.values())] for name, values in asked.items()}
+    assert found.keys() == before.keys()
+    for name, suggested in found.items():
+        assert [tuple(each) for each in suggested] == [pytest.approx(tuple(each), rel=1e-9) for each in before[name]]
+
+
+# fields that join the four
+
+TREE: dict[str, Any] = {
+    "warmup_start_factor": 1.0,
+    "patience": 9,
+    "schedule": {"choices": ["plateau", "cosine_restarts"]},
+    "restart_epochs": {"low": 5, "high": 20, "when": {"schedule": "cosine_restarts"}},
+    "batch_size": {"low": 4, "high": 32, "log": True},
+}
+
+
+def treed(some: SweepSpec, trials: int, best: str, rows: list[TrialRow] | None = None) -> list[TrialRow]:
+    """A sweep in which one schedule is better by a third, and with restarts the later the better."""
+    rows = rows or []
+    for number in range(len(rows), trials):
+        values = ask(some, number, rows)
+        wer = 0.2 + 0.3 * (values["schedule"] != best) + 0.1 * (20 - values.get("restart_epochs", 20)) / 15
+        rows.append(ended(number, {}, wer))
+        rows[-1] = replace(rows[-1], hyperparameters=values)
+    return rows
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_conditional_parameter_is_there_when_its_condition_holds(sampler: str) -> None:
+    some = spec(space=TREE, sampler=sampler)
+    rows = treed(some, 30, "plateau")
+    assert {(row.hyperparameters or {})["schedule"] for row in rows} == {"plateau", "cosine_restarts"}
+    for row in rows:
+        values = row.hyperparameters or {}
+        assert ("restart_epochs" in values) == (values["schedule"] == "cosine_restarts")
+        assert some.space.contains(values)
+        assert type(values["batch_size"]) is int
+        config = some.training(row.number, values, {})
+        assert config.restart_epochs == values.get("restart_epochs", some.trainer.restart_epochs)
+    assert len({(row.hyperparameters or {})["batch_size"] for row in rows}) >= 8
+
+
+def test_the_startup_covers_every_choice() -> None:
+    some = spec(space={**TREE, "hidden": {"choices": [64, 128, 256]}}, sampler={"startup_trials": 12})
+    asked = [ask(some, number, []) for number in range(12)]
+    for name, fewest in (("hidden", 2), ("schedule", 4)):
+        counts = [sum(values[name] == each for values in asked) for each in {v[name] for v in asked}]
+        assert min(counts) >= fewest, (name, counts)
+
+
+@pytest.mark.parametrize("best", ["plateau", "cosine_restarts"])
+def test_tpe_learns_a_choice_and_what_depends_on_it(best: str) -> None:
+    some = spec(space=TREE)
+    after = [row.hyperparameters or {} for row in treed(some, 45, best)[20:]]
+    assert sum(values["schedule"] == best for values in after) >= 18
+    if best == "cosine_restarts":
+        assert median(values["restart_epochs"] for values in after if "restart_epochs" in values) >= 15
+
+
+def test_what_is_under_way_repels_in_a_space_with_conditions_too() -> None:
+    some = spec(space=TREE)
+    rows = treed(some, 20, "cosine_restarts")
+    alone = ask(some, 30, rows)
+    under_way = [replace(trial_row(20 + n), hyperparameters=alone) for n in range(3)]
+    assert ask(some, 30, [*rows, *under_way]) != alone
+
+
+FEW: dict[str, Any] = {
+    "learning_rate": 1e-3, "warmup_start_factor": 1.0, "dropout": 0.1, "patience": 9,
+    "schedule": {"choices": ["plateau", "cosine_restarts"]},
+    "restart_epochs": {"low": 5, "high": 8, "when": {"schedule": "cosine_restarts"}},
+    "hidden": {"choices": [64, 128]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_no_configuration_is_tried_twice_before_all_were(sampler: str) -> None:
+    some = spec(space=FEW, sampler={"name": sampler, "startup_trials": 3} if sampler == "tpe" else sampler)
+    assert some.most_configurations() == 10
+    rows: list[TrialRow] = []
+    for number in range(10):
+        values = ask(some, number, rows)
+        assert values not in [row.hyperparameters for row in rows]
+        rows.append(replace(ended(number, {}, 0.5), hyperparameters=values))
+    assert ask(some, 10, rows) in [row.hyperparameters for row in rows], "nothing else is left"
+
+
+def test_repeats_are_let_through_where_they_are_asked_for() -> None:
+    some = spec(space={**FEW, "hidden": 64}, sampler={"name": "random", "repeats": True})
+    assert some.most_configurations() is None
+    rows = [replace(ended(0, {}, 0.5), hyperparameters=ask(some, 0, []))]
+    for number in range(1, 12):
+        rows.append(replace(ended(number, {}, 0.5), hyperparameters=ask(some, number, rows)))
+    assert len({json.dumps(row.hyperparameters) for row in rows}) <= 5
+
+
 # what a trial counts for
 
 
@@ -383,6 +502,14 @@ def test_orphans_are_failed_and_nothing_else(store: Store, study: Study) -> None
         study.fail(study.orphans(known))
     states = {trial._trial_id: trial.state for trial in recorded(store)}
     assert states == {done: OptunaState.COMPLETE, ours: OptunaState.RUNNING, orphan: OptunaState.FAIL}
+
+
+def test_choices_and_parameters_that_are_absent_are_recorded_as_they_are(store: Store) -> None:
+    with closing(Study(store.url, spec(space=TREE))) as study:
+        for number in range(6):
+            study.register(number, None, ask(spec(space=TREE), number, []))
+    for number, trial in enumerate(recorded(store)):
+        assert trial.params == pytest.approx(ask(spec(space=TREE), number, []))
 
 
 def test_opened_again_it_is_the_same_study(store: Store, study: Study) -> None:

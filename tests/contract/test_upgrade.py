@@ -194,6 +194,7 @@ def test_an_older_database_is_refused_and_upgraded_with_all_it_holds(
             fields = EpochRow.__dataclass_fields__
             assert store.epochs(row.id) == [EpochRow(**{f: e[f] for f in fields}) for e in written]
         assert len(store.trials(1)) == len(TRIALS)
+        assert [t.seconds for t in store.trials(1)] == [2.5 * t["epochs"] if "epochs" in t else 0 for t in TRIALS]
         (decision,) = store.decisions(1)
         expected = {"counterfactual": "Had it.", "thresholds": {"spread": 0.5}, "siblings": [0]}
         if revision == "0001":  # which kept neither

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import typing
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,15 +28,21 @@ from sweeps.api import problems
 from sweeps.api.access import Access
 from sweeps.api.app import make_app
 from sweeps.api.routes import router
-from sweeps.commands import dry_run, show
+from sweeps.commands import best, dry_run, show
 from sweeps.errors import code_of
 from sweeps.mirror import STATUS
+from sweeps.notifying import notices
+from sweeps.outbox import message
 from sweeps.pruning import FATAL
 from sweeps.records import EpochRow
+from sweeps.replaying import Difference, Replay
 from sweeps.service import SweepService
 from sweeps.settings import Home
 from sweeps.spec import (
+    JOINING,
+    NOT_SEARCHED,
     Budget,
+    Choices,
     CorpusSpec,
     FloatRange,
     Hyperband,
@@ -49,6 +56,7 @@ from sweeps.spec import (
     Pruning,
     Sampler,
     SearchSpace,
+    StopWhen,
     SuccessiveHalving,
     SweepSpec,
     Threshold,
@@ -65,9 +73,11 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`trainer`": TrainingConfig,
     "`space`": SearchSpace,
     "A range": FloatRange,
+    "Choices": Choices,
     "`sampler`": Sampler,
     "`pruner`": Pruning,
     "`budget`": Budget,
+    "`budget.stop_when`": StopWhen,
 }
 PRUNERS: dict[str, type[BaseModel]] = {
     "`plateau`": Plateau,
@@ -102,7 +112,7 @@ def first_column(page: str, heading: str) -> list[str]:
 
 def shown(value: Any) -> str:
     """A default as a spec would write it."""
-    if value is None or value == {}:
+    if value is None or value in ({}, ()):
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
@@ -136,6 +146,8 @@ def allowed(field: FieldInfo) -> str:
 
 def fields_of(heading: str) -> dict[str, FieldInfo]:
     """The keys that the table under a heading must have: a pruner's own."""
+    if heading == "`space`":  # the four: what may join them are keys of the trainer
+        return {name: field for name, field in SearchSpace.model_fields.items() if name not in JOINING}
     if heading in SECTIONS:
         return SECTIONS[heading].model_fields
     common = {"name", *Pruning.model_fields}
@@ -162,6 +174,13 @@ def test_the_spec_page_has_every_pruner() -> None:
     assert [heading.strip("`") for heading in PRUNERS] == [
         each.model_fields["name"].default for each in PRUNERS.values()
     ]
+
+
+def test_the_pages_name_what_cannot_be_searched() -> None:
+    for page in ("reference/spec.md", "how-to/space.md"):
+        text = (REFERENCE.parent / page).read_text(encoding="utf-8")
+        (line,) = [line for line in text.splitlines() if "`eval_batch_size`" in line and "`seed`" in line]
+        assert all(f"`{name}`" in line for name in NOT_SEARCHED), page
 
 
 def test_whole_numbers_have_the_keys_of_other_ranges() -> None:
@@ -305,7 +324,7 @@ def test_every_setting_of_the_trainer_is_an_option() -> None:
 
 
 DATA = {"counts", "hyperparameters", "overrides", "evidence"}  # of trials
-DATA |= {"alarm", "range_test", "numbers", "interval", "wrong_verdicts", "winners_killed"}  # of a sweep
+DATA |= {"alarm", "range_test", "forecast", "numbers", "interval", "wrong_verdicts", "winners_killed"}  # of a sweep
 DATA |= {"sentences", "modalities", "notes", "splits", "space", "first_trials"}  # of a dry run
 """Their own keys are data: names of trials, say."""
 
@@ -356,6 +375,26 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 def test_json_of_a_sweep(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     show.show("tiny", home=tmp_path, as_json=True)
     assert sorted(first_column("json.md", "A sweep")) == sorted(key_paths(printed(capsys)))
+
+
+def test_json_of_the_best_trial(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best.best("tiny", home=tmp_path, as_json=True)
+    assert sorted(first_column("json.md", "The best trial")) == sorted(key_paths(printed(capsys)))
+
+
+def test_json_of_a_replay() -> None:
+    inner = [f"difference.{field.name}" for field in fields(Difference)]
+    keys = [field.name for field in fields(Replay) if field.name != "difference"]
+    assert first_column("json.md", "A replay") == [*keys[:7], *inner, *keys[7:]]
+
+
+def test_json_of_a_message(store: Store) -> None:
+    found = store.find_sweep("tiny")
+    assert found is not None
+    alarm = {"cause": "", "sentence": "", "advice": "", "proposal": None}
+    told = notices(replace(found, facts={**found.facts, "alarm": alarm}), [], [], 0.0, breaker=False)
+    store.add_notification(found.id, ["team"], told[0].key, told[0].kinds[0], told[0].text, dict(told[0].data))
+    assert first_column("json.md", "A message") == key_paths(message(store.notifications(found.id)[0]))
 
 
 def test_json_of_the_list_of_sweeps(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,19 +101,19 @@ def test_a_named_trial_trains_what_it_says(content: dict[str, Any], number: int)
     for plan in spec.planned():
         config = spec.training(number, plan.hyperparameters, plan.overrides)
         trainer = spec.trainer.model_dump()
-        inside = {name: min(max(trainer[name], b.low), b.high) for name, b in spec.space.ranges().items()}
+        inside = {name: min(max(trainer[name], b.low), b.high) for name, b in spec.space.parameters().items()}
         base = trainer | inside | spec.first_trials[plan.name]
         seeds = {"seed": config.seed, "data_seed": spec.seed}
         assert config == TrainingConfig.model_validate(base | seeds)
-        assert plan.hyperparameters.keys() == spec.space.ranges().keys()
+        assert plan.hyperparameters.keys() == spec.space.parameters().keys()
         assert not plan.in_space or (spec.space.contains(plan.hyperparameters) and not plan.overrides)
 
 
 PRUNER_NAMES = st.sampled_from(["plateau", "none", "median", "percentile", "hyperband", "patient", "threshold"])
 PLAIN = PRUNER_NAMES | st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
 KEYS = st.sampled_from(
-    [*SweepSpec.model_fields, "low", "high", "log", "path", "generated", "trials", "dropout", "patience", "train",
-     "wrapped_pruner", "upper"]
+    [*SweepSpec.model_fields, "low", "high", "log", "choices", "when", "path", "generated", "trials", "train",
+     "dropout", "patience", "schedule", "hidden", "restart_epochs", "epochs", "wrapped_pruner", "upper"]
 )  # fmt: skip
 ANYTHING = st.recursive(
     PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | PLAIN, inner, max_size=5), max_leaves=20

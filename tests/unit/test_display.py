@@ -124,10 +124,12 @@ def terminal(width: int, height: int) -> Console:
     return Console(file=io.StringIO(), width=width, height=height, force_terminal=True, markup=False, emoji=False)
 
 
-def shown(console: Console, trials: list[TrialRow], note: str = "", epochs: Any = nothing) -> list[str]:
+def shown(
+    console: Console, trials: list[TrialRow], note: str = "", epochs: Any = nothing, forecast: str = ""
+) -> list[str]:
     """The lines that the live table has for these trials."""
     live = Live(console=console, auto_refresh=False)
-    LiveTable(epochs, live).update(sweep_row(budget={"trials": 100}), trials, note)
+    LiveTable(epochs, live, lambda: forecast).update(sweep_row(budget={"trials": 100}), trials, note)
     return ["".join(part.text for part in line).rstrip() for line in console.render_lines(live.get_renderable())]
 
 
@@ -143,7 +145,8 @@ def hundred() -> list[TrialRow]:
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 30), (60, 20), (200, 60), (40, 13)])
 def test_a_hundred_trials_fit_the_terminal(width: int, height: int) -> None:
     note = "MLflow is away, rows wait: " + "connection refused " * 30
-    lines = shown(terminal(width, height), hundred(), note, up_to(9))
+    forecast = "8.3 device hours left, about 11 more trials; " * 10
+    lines = shown(terminal(width, height), hundred(), note, up_to(9), forecast)
     assert len(lines) <= height
     assert all(len(line) <= width for line in lines)
     assert sum(line.startswith("│") for line in lines) == max(5, height - 8), "a line each"
@@ -158,6 +161,24 @@ def test_what_runs_and_what_is_best_stay_in_sight() -> None:
     assert numbers == sorted(numbers)
     assert any("98 of 100 trials done · best WER 51.5% (trial 97" in line for line in lines)
     assert any("84 trials not shown" in line for line in lines)
+
+
+def test_the_forecast_is_asked_for_when_a_trial_ends_and_not_at_every_look() -> None:
+    asked: list[str] = []
+
+    def forecast() -> str:
+        asked.append("8.3 device hours left")
+        return asked[-1]
+
+    live = Live(console=terminal(160, 24), auto_refresh=False)
+    table = LiveTable(nothing, live, forecast)
+    for _ in range(3):
+        table.update(sweep_row(), [trial_row(0)], "")
+    assert len(asked) == 1
+    table.update(sweep_row(), [trial_row(0, TrialState.COMPLETE, best_wer=0.5), trial_row(1)], "")
+    assert len(asked) == 2
+    lines = ["".join(part.text for part in line) for line in live.console.render_lines(live.get_renderable())]
+    assert any(line.startswith("8.3 device hours left") for line in lines)
 
 
 def test_the_table_reads_a_trials_epochs_only_when_there_are_new_ones() -> None:

@@ -175,6 +175,18 @@ def test_sqlite_on_a_drive_of_another_machine(tmp_path: Path) -> None:
     assert level(doctor.file_systems([tmp_path / "sweeps.db"], [drive._replace(opts="rw,fixed")])) == "ok"
 
 
+def test_who_is_told_of_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "notify.yaml"
+    assert level(doctor.notify(file)) == "ok"
+    file.write_text("team: {webhook: 'https://example.org/${HOOK_OF_A_TEST}'}\n", encoding="utf-8")
+    found = doctor.notify(file)
+    assert level(found) == "fault"
+    assert "${HOOK_OF_A_TEST} is not set in this environment" in found.sentence
+    monkeypatch.setenv("HOOK_OF_A_TEST", "s3cret")
+    found = doctor.notify(file)
+    assert (level(found), "told of news: team" in found.sentence, "s3cret" in found.sentence) == ("ok", True, False)
+
+
 def test_the_databases_clock() -> None:
     assert level(doctor.database_clock(NOW, NOW + 4, NOW)) == "ok"
     assert "86400 s ahead of" in doctor.database_clock(NOW, NOW + 86_400, NOW).sentence
@@ -373,5 +385,5 @@ def test_a_new_installation_has_no_fault_and_is_left_as_it_is(tmp_path: Path, mo
     found = list(examine(Home(tmp_path / ".sweeps"), None, None))
     assert [f for f in found if f.level == "fault"] == []
     assert list(tmp_path.iterdir()) == []
-    checks = ["python", "packages", "names", "clock", "disk", "home", "file system", "database", "mlflow", "device"]
+    checks = ["python", "packages", "names", "clock", "disk", "home", "file system", "database", "notify", "mlflow"]
     assert [f.check for f in found][: len(checks)] == checks

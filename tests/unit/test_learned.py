@@ -13,7 +13,8 @@ import pytest
 from scipy import stats
 
 from model.types import EpochReport
-from sweeps.learned import FEWEST_TRIALS, LEVEL, Lesson, holm, learned, parabola_p, partial_spearman
+from sweeps.importance import importance
+from sweeps.learned import FEWEST_TRIALS, LEVEL, Lesson, groups_p, holm, learned, parabola_p, partial_spearman
 from sweeps.records import TrialRow
 from sweeps.spec import SweepSpec
 from sweeps.states import TrialState
@@ -330,3 +331,69 @@ def test_a_lesson_is_strict_json() -> None:
     for lesson in lessons.values():
         assert json.loads(json.dumps(lesson.as_json(), allow_nan=False)) == lesson.as_json()
         assert all(type(value) in (int, float) for value in lesson.numbers.values())
+
+
+# choices, and parameters that are not always there
+
+CHOOSING = SweepSpec.model_validate(
+    {
+        "name": "s",
+        "corpus": "x",
+        "space": {
+            "schedule": {"choices": ["plateau", "cosine_restarts", "step"]},
+            "restart_epochs": {"low": 3, "high": 20, "when": {"schedule": "cosine_restarts"}},
+        },
+    }
+)
+
+
+def chosen(outcome: Outcome, trials: int, seed: int) -> tuple[dict[str, Lesson], dict[str, float]]:
+    draw = random.Random(seed)
+    rows, curves = [], {}
+    for number in range(trials):
+        values = drawn(draw) | {"schedule": draw.choice(["plateau", "cosine_restarts", "step"])}
+        if values["schedule"] == "cosine_restarts":
+            values["restart_epochs"] = draw.randint(3, 20)
+        wer = outcome(values, draw)
+        rows.append(trial_row(number, TrialState.COMPLETE, hyperparameters=values, best_wer=wer, rule="epochs"))
+        curves[rows[-1].id] = curve(wer) * 13
+    return by_name(learned(rows, curves, CHOOSING, CONSTANT_WER)), importance(rows, CHOOSING)
+
+
+def test_a_choice_that_matters_and_the_parameter_that_comes_with_it() -> None:
+    def outcome(values: dict[str, Any], draw: random.Random) -> float:
+        worse = {"plateau": 0.1, "step": 0.2, "cosine_restarts": 0.0}[values["schedule"]]
+        late = 0.1 * (20 - values.get("restart_epochs", 20)) / 17
+        return min(0.86, 0.2 + 0.08 * (tens(values) + 2.6) ** 2 + worse + late + draw.gauss(0, 0.01))
+
+    found = [chosen(outcome, 60, seed) for seed in range(5)]
+    for lessons, shares in found:
+        schedule = lessons["schedule"]
+        assert schedule.says == "effect"
+        assert schedule.sentence.startswith("cosine_restarts is best: ")
+        assert " between its trials and those of step, at equal learning rate" in schedule.sentence
+        assert schedule.numbers["difference"] == pytest.approx(0.15, abs=0.08)
+        restarts = lessons["restart_epochs"]
+        assert restarts.trials < 40
+        assert "trials had it; " in restarts.sentence
+        assert shares["schedule"] > shares["dropout"]
+    assert sum(lessons["restart_epochs"].says == "effect" for lessons, _ in found) >= 3
+    assert "higher is better" in " ".join(lessons["restart_epochs"].sentence for lessons, _ in found)
+
+
+def test_nothing_is_claimed_of_a_choice_that_does_nothing() -> None:
+    def outcome(values: dict[str, Any], draw: random.Random) -> float:
+        return min(0.86, 0.2 + 0.08 * (tens(values) + 2.6) ** 2 + draw.gauss(0, 0.05))
+
+    found = [chosen(outcome, 40, seed)[0] for seed in range(40)]
+    assert sum(lessons["schedule"].says == "effect" for lessons in found) <= 3
+    assert sum(lessons["restart_epochs"].says == "effect" for lessons in found) <= 3
+
+
+def test_a_choice_of_which_one_value_was_tried_says_nothing() -> None:
+    wers = np.linspace(0.2, 0.8, 12)
+    given = np.ones((12, 1))
+    assert groups_p(["plateau"] * 12, wers, given) == 1.0
+    assert groups_p(["plateau", "step"] * 6, np.full(12, 0.5), given) == 1.0
+    two = ["plateau"] * 6 + ["step"] * 6
+    assert groups_p(two, wers, given) == pytest.approx(stats.f_oneway(np.arange(6), np.arange(6, 12)).pvalue)

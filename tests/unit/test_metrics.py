@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.metrics import Spread, WordErrors, log_prob_spread, word_errors
+from model.metrics import Spread, WordErrors, log_prob_spread, sentence_errors, word_errors
 
 
 def edits(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
@@ -105,3 +105,9 @@ def test_sets_join_as_if_measured_together() -> None:
         apart += log_prob_spread(x[i : i + 1], lengths[i : i + 1])
     assert (apart.minimum, apart.maximum, apart.sequences) == (together.minimum, together.maximum, 4)
     assert apart.time == pytest.approx(together.time)
+
+
+def test_errors_by_sentence_sum_to_the_word_errors() -> None:
+    references, hypotheses = ["A B C", "A", "B B"], ["A C", "", "B A B C"]
+    assert sentence_errors(references, hypotheses) == [1, 1, 2]
+    assert word_errors(references, hypotheses).wer == (1 + 1 + 2) / (3 + 1 + 2)

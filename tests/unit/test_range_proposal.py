@@ -8,7 +8,7 @@ import pytest
 
 from model.range_test import FEWEST_STEPS, STEPS, Edges, Look, RangeTest
 from model.types import BUILT_IN
-from sweeps.range_test import NARROWEST, Proposal, config_of_test, middle, proposal, steps_of, why_not
+from sweeps.range_test import NARROWEST, Proposal, config_of_test, proposal, steps_of, why_not
 from sweeps.spec import FloatRange, IntRange, SweepSpec, differing_paths
 
 
@@ -99,10 +99,10 @@ def test_the_config_of_the_test_is_the_sweeps_with_a_seed_of_its_own() -> None:
 
 
 def test_the_middle_of_a_range() -> None:
-    assert middle(FloatRange(low=1e-4, high=1e-2, log=True)) == pytest.approx(1e-3)
-    assert middle(FloatRange(low=0.0, high=0.5)) == 0.25
-    assert middle(IntRange(low=5, high=12)) == 8
-    assert middle(IntRange(low=4, high=64, log=True)) == 16
+    assert FloatRange(low=1e-4, high=1e-2, log=True).middle() == pytest.approx(1e-3)
+    assert FloatRange(low=0.0, high=0.5).middle() == 0.25
+    assert IntRange(low=5, high=12).middle() == 8
+    assert IntRange(low=4, high=64, log=True).middle() == 16
 
 
 # who goes without

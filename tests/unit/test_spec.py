@@ -70,7 +70,7 @@ def faults(load: Load, tmp_path: Path) -> Faults:
 def test_a_name_and_a_corpus_are_enough(load: Load) -> None:
     spec = load("name: s\ncorpus: some/folder\n")
     assert spec.corpus.path == Path("some/folder")
-    assert {n: (r.low, r.high, r.log) for n, r in spec.space.ranges().items()} == {
+    assert {n: (r.low, r.high, r.log) for n, r in spec.space.parameters().items()} == {
         "learning_rate": (1e-5, 2e-2, True),
         "warmup_start_factor": (0.05, 1.0, False),
         "dropout": (0.0, 0.5, False),

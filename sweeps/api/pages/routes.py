@@ -108,7 +108,9 @@ def learned(name: SweepName, request: Request, service: Reading, asker: Reader) 
     """What was learned of the parameters: over 100,000 epochs that takes seconds."""
     remembered: Remembered = request.app.state.remembered
     found = remembered.conclusions(service, name)
-    return _page(request, "learned.html", name=name, lessons=lessons(found), how=HOW, asker=asker)
+    return _page(
+        request, "learned.html", name=name, lessons=lessons(found), how=HOW, forecast=found.forecast, asker=asker
+    )
 
 
 @router.get("/sweeps/{name}/decisions")

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import quote, urlencode, urlsplit
 
 from model.diagnosis import TAKEOFF_MARGIN, counted
+from sweeps.budget import cost
 from sweeps.gathered import Gathered, values
 from sweeps.importance import importance
 from sweeps.interface import PAGE
@@ -20,7 +21,7 @@ from sweeps.records import DecisionRow, EventRow, Scope, SweepRow, SweepStatus, 
 from sweeps.report import commands, measured, question, trust
 from sweeps.service import SweepService, ui_command
 from sweeps.shipping import server_of
-from sweeps.spec import spec_of
+from sweeps.spec import Choices, spec_of
 from sweeps.states import SweepState, TrialState
 from sweeps.summary import COLLAPSED, SHORT, Conclusions, conclusions, is_audit
 from tracking.links import experiment_url, run_url
@@ -171,6 +172,10 @@ class Shown:
         rows = [_spent("trials", self.over, given["trials"])]
         rows.append(_spent("epochs", self.status.epochs, given.get("total_epochs")))
         rows.append(_spent("hours", sweep.seconds / 3600, given.get("hours")))
+        trained = sum(trial.seconds for trial in self.of.trials)
+        rows.append(_spent("device hours", trained / 3600, given.get("device_hours")))
+        if (money := cost(given, trained)) is not None:
+            rows.append(_spent(given.get("currency") or "money", money, given.get("money")))
         return rows
 
     @property
@@ -210,8 +215,11 @@ class Shown:
     @property
     def axes(self) -> list[dict[str, Any]]:
         """Of the parallel coordinates."""
-        ranges = self.of.spec.space.ranges()
-        return [{"name": name, "short": SHORT.get(name, name), "log": ranges[name].log} for name in self.searched]
+        return [
+            {"name": name, "short": SHORT.get(name, name), "log": getattr(each, "log", False),
+             "choices": each.choices if isinstance(each, Choices) else None}
+            for name, each in self.of.spec.space.searched().items()
+        ]  # fmt: skip
 
     def caption(self, kind: str) -> str:
         """What a picture shows, and what to look for."""
@@ -269,7 +277,7 @@ def _shown(
     scope: Scope,
     tracking: str | None,
 ) -> Shown:
-    searched = [name for name, bounds in of.spec.space.ranges().items() if bounds.low < bounds.high]
+    searched = list(of.spec.space.searched())
     mlflow = _mlflow(service, of.sweep, tracking)
     return Shown(
         of,
@@ -336,7 +344,7 @@ def _mlflow(service: SweepService, sweep: SweepRow, tracking: str | None) -> Mlf
 
 def _spent(what: str, spent: float, given: float | None) -> tuple[str, str, str]:
     def text(number: float) -> str:
-        return f"{number:.1f}" if what == "hours" else f"{number:,.0f}"
+        return f"{number:,.0f}" if what in ("trials", "epochs") else f"{number:,.1f}"
 
     if given is None:
         return what, text(spent), "no limit"

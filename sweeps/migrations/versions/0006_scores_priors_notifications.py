@@ -1,4 +1,6 @@
-"""Errors by sentence of a trial's best checkpoint, trials of earlier sweeps, and what somebody is to be told."""
+"""Errors by sentence of a trial's best checkpoint, trials of earlier sweeps, what somebody is to be told; how long each
+trial was trained.
+"""
 
 from __future__ import annotations
 
@@ -51,4 +53,9 @@ def upgrade() -> None:
         sa.Column("trouble", sa.Text(), server_default="", nullable=False),
         sa.ForeignKeyConstraint(["sweep_id"], ["sweep_sweeps.id"], name="fk_sweep_notifications_sweep_id"),
         sa.PrimaryKeyConstraint("sweep_id", "key", "channel", name="pk_sweep_notifications"),
+    )
+    op.add_column("sweep_trials", sa.Column("seconds", sa.Double(), server_default="0", nullable=False))
+    op.execute(
+        "UPDATE sweep_trials SET seconds = COALESCE("
+        "(SELECT SUM(sweep_epochs.seconds) FROM sweep_epochs WHERE sweep_epochs.trial_id = sweep_trials.id), 0)"
     )

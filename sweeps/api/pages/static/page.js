@@ -137,8 +137,7 @@ function sweepPage() {
         ctx.lineTo(px(x), py(1));
         ctx.stroke();
         ctx.fillStyle = colours.soft;
-        ctx.fillText(scale.format(scale.high), px(x), py(1) - 4);
-        ctx.fillText(scale.format(scale.low), px(x), py(0) + 12);
+        for (const [y, text] of scale.labels) ctx.fillText(text, px(x), py(y) + (y === 1 ? -4 : y === 0 ? 12 : 4));
       }
     },
     tell: (number) => tell(number),
@@ -163,7 +162,28 @@ function sweepPage() {
     spread.draw(drawn.map((line) => ({ ...line, xs: curves.get(line.number).epochs, ys: curves.get(line.number).spread })));
     const scored = lines.filter((line) => line.trial.wer !== null && line.trial.values.learning_rate > 0);
     scatter.draw(scored.map((line) => ({ number: line.number, look: line.trial.outcome, xs: [line.trial.values.learning_rate], ys: [line.trial.wer] })));
-    drawParallel(scored.filter((line) => axes.every((axis) => axis.name in line.trial.values)));
+    drawParallel(scored);
+  }
+
+  // Of one value of each trial: where it lies, from 0 to 1, or undefined where a trial has none; and what stands there.
+  function ranged(lines, of, byLog, format) {
+    const values = lines.map((line) => of(line.trial)).filter((value) => value !== undefined).map(Number);
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const scaled = (value) => (byLog && low > 0 ? Math.log(value) : value);
+    const span = scaled(high) - scaled(low);
+    const place = (value) => (span ? (scaled(Number(value)) - scaled(low)) / span : 0.5);
+    const labels = !values.length ? [] : span ? [[0, format(low)], [1, format(high)]] : [[0.5, format(low)]];
+    return { labels, place: (trial) => (of(trial) === undefined ? undefined : place(of(trial))) };
+  }
+  function listed(axis, lines) {
+    const of = (trial) => trial.values[axis.name];
+    const known = [...new Set([...axis.choices, ...lines.map((line) => of(line.trial)).filter((value) => value !== undefined)])];
+    const place = (value) => known.indexOf(value) / (known.length - 1);
+    return { labels: known.map((value) => [place(value), String(value)]), place: (trial) => (of(trial) === undefined ? undefined : place(of(trial))) };
+  }
+  function across(trial) {
+    const points = [...scales.entries()].map(([x, scale]) => [x, scale.place(trial)]).filter(([, y]) => y !== undefined);
+    return { xs: points.map(([x]) => x), ys: points.map(([, y]) => y) };
   }
 
   function drawParallel(lines) {
@@ -172,22 +192,13 @@ function sweepPage() {
       parallel.draw([]);
       return;
     }
-    for (const axis of [...axes, { name: "", log: false }]) {
-      const of = (trial) => (axis.name ? Number(trial.values[axis.name]) : trial.wer);
-      const values = lines.map((line) => of(line.trial));
-      const log = axis.log && Math.min(...values) > 0;
-      const scaled = (value) => (log ? Math.log(value) : value);
-      const [low, high] = [Math.min(...values), Math.max(...values)];
-      const span = scaled(high) - scaled(low);
-      scales.push({ low, high, format: axis.name ? short : percent, place: (trial) => (span ? (scaled(of(trial)) - scaled(low)) / span : 0.5) });
-    }
-    const xs = [...scales.keys()];
+    for (const axis of axes) scales.push(axis.choices ? listed(axis, lines) : ranged(lines, (trial) => trial.values[axis.name], axis.log, short));
+    scales.push(ranged(lines, (trial) => trial.wer, false, percent));
     const third = new Set(lines.map((line) => line.trial).sort((a, b) => a.wer - b.wer).slice(0, Math.ceil(lines.length / 3)));
     const items = lines.map((line) => ({
       number: line.number,
       look: line.look === "best" ? "best" : third.has(line.trial) ? "other" : "stopped",
-      xs,
-      ys: scales.map((scale) => scale.place(line.trial)),
+      ...across(line.trial),
     }));
     parallel.draw(items.sort((a, b) => RANK[a.look] - RANK[b.look]));
   }

@@ -1,0 +1,61 @@
+"""The forecast of a sweep in the database, and the end of one that is not worth going on with."""
+
+from __future__ import annotations
+
+import logging
+
+from sweeps import forecast, pruning
+from sweeps.budget import IMPROVEMENT
+from sweeps.forecast import Forecast, percent, points
+from sweeps.records import SweepRow
+from sweeps.spec import StopWhen, spec_of
+from sweeps.states import SweepState, TrialState
+from sweeps.store import CONFIGURATIONS, Store
+from sweeps.summary import config_of
+
+log = logging.getLogger(__name__)
+
+
+def forecast_of(store: Store, sweep: SweepRow, improvement: float = IMPROVEMENT) -> Forecast:
+    """
+    Args:
+        improvement: WER (fraction), above 0.
+    """
+    spec, trials = spec_of(sweep), store.siblings(sweep)
+    wanted = [trial for trial in forecast.read_for(trials) if trial.hyperparameters is not None]
+    curves = store.epochs_of([trial.id for trial in wanted])
+    histories = [
+        pruning.History(
+            trial.number,
+            [row.report() for row in curves[trial.id]],
+            config_of(spec, trial),
+            sweep.floors.constant_wer,
+            ended=trial.state.terminal,
+            stopped=trial.state is TrialState.PRUNED,
+        )
+        for trial in wanted
+    ]
+    return forecast.forecast(
+        *(sweep, trials, histories, spec.workers, spec.trainer.epochs, improvement),
+        configurations=sweep.facts.get(CONFIGURATIONS),
+    )
+
+
+def end_if_not_worth_it(store: Store, sweep: SweepRow) -> None:
+    """Stop a running sweep whose chance to improve has fallen below what its budget asks (`stop_when`), once enough
+    trials are over for that chance to be relied on. No new trial begins; those under way run to their ends.
+    """
+    if sweep.budget.get("stop_when") is None or sweep.state is not SweepState.RUNNING:
+        return
+    asked = StopWhen.model_validate(sweep.budget["stop_when"])
+    found = forecast_of(store, sweep, asked.improvement)
+    if found.can_stop and found.chance is not None and found.chance < asked.chance_below:
+        why = (
+            f"the chance that the rest of its budget improves the best WER, {found.best_wer:.1%}, by "
+            f"{points(asked.improvement)} is {percent(found.chance)}, below {percent(asked.chance_below)}: lower or "
+            "remove budget.stop_when, or raise the budget, and run it again to go on"
+        )
+        log.info("the sweep ends: %s", found.sentence)
+        running = any(trial.state is TrialState.RUNNING for trial in store.siblings(sweep))
+        then = SweepState.STOPPING if running else SweepState.STOPPED
+        store.set_sweep_state(sweep.id, then, why, (SweepState.RUNNING,))
