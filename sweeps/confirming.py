@@ -23,6 +23,7 @@ from sweeps.judging import reread
 from sweeps.records import ScoreRow, SweepRow, TrialRow
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
+from sweeps.summary import best_trial
 
 Split: TypeAlias = Literal["dev", "test"]
 
@@ -106,6 +107,11 @@ class Confirmation:
         return min(shown, key=lambda each: each.measured.wer, default=None)
 
     @property
+    def decided(self) -> Confirmed:
+        """What to train: the best, or the baseline where nothing is shown to be better."""
+        return self.best or next(each for each in self.configurations if each.baseline)
+
+    @property
     def sentence(self) -> str:
         """The decision."""
         best = self.best
@@ -145,6 +151,12 @@ def confirmation_of(store: Store, sweep: SweepRow) -> Confirmation | None:
         return _result(store, sweep)
     found = (_result(store, each) for each in reversed(store.sweeps()) if confirms(each, sweep))
     return next((each for each in found if each is not None), None)
+
+
+def run_of(store: Store, found: Confirmation, chosen: Confirmed) -> TrialRow | None:
+    """The run of a configuration with the lowest dev WER; None where none of them has one."""
+    sweep = store.find_sweep(found.sweep)
+    return best_trial([t for t in store.trials(sweep.id) if t.number in chosen.runs]) if sweep is not None else None
 
 
 def confirms(sweep: SweepRow, parent: SweepRow) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sweeps.confirming import Confirmation, Confirmed, confirmation_of
+from sweeps.confirming import Confirmation, Confirmed, confirmation_of, run_of
 from sweeps.errors import SweepError
 from sweeps.records import SweepRow, TrialRow
 from sweeps.service import find_sweep
@@ -59,8 +59,7 @@ def candidate(store: Store, sweep: SweepRow, *, unconfirmed: bool, force: bool) 
 
 def _confirmed(store: Store, found: Confirmation, chosen: Confirmed) -> Candidate:
     sweep = find_sweep(store, found.sweep)
-    runs = [trial for trial in store.trials(sweep.id) if trial.number in chosen.runs]
-    trial = best_trial(runs)
+    trial = run_of(store, found, chosen)
     if trial is None:
         raise SweepError(f"{sweep.name}: no run of {chosen.name} has a WER, so there is no model of it")
     pair = next((each for each in found.pairs if each.name == chosen.name), None)
@@ -81,7 +80,7 @@ def _confirmed(store: Store, found: Confirmation, chosen: Confirmed) -> Candidat
         tags["difference"] = f"{pair.difference:.4f}"
     which = (
         f"These are the weights of its run {trial_label(trial)}, which had the lowest dev WER of its "
-        f"{len(runs)} ({trial.best_wer:.1%}); the WER above is that of all of them."
+        f"{len(chosen.runs)} ({trial.best_wer:.1%}); the WER above is that of all of them."
     )
     said = [f"The configuration {chosen.name} of the sweep {found.parent}. {' '.join(found.said)}", which]
     return Candidate(sweep, trial, verdict, measured.wer, "\n\n".join(said), tags)

@@ -1367,8 +1367,6 @@ class Store:
                 found |= _by_trial(connection, some, epochs.c.trial_id.in_(some))
         return found
 
-    # transactions
-
     # what earlier sweeps say to the sampler
 
     def priors(self, sweep_id: int) -> list[PriorRow]:
@@ -1377,6 +1375,8 @@ class Store:
         found = select(*columns).where(tables.priors.c.sweep_id == sweep_id).order_by(tables.priors.c.number)
         with self._read() as connection:
             return [PriorRow(*row) for row in connection.execute(found)]
+
+    # transactions
 
     @contextmanager
     def _transaction(self, **options: Any) -> Iterator[Connection]:

@@ -18,6 +18,8 @@ from sweeps.commands.options import (
     corpus_progress,
     opened,
 )
+from sweeps.confirmation import FACT
+from sweeps.confirming import confirmation_of, run_of
 from sweeps.errors import SweepError
 from sweeps.exporting import Exported, check_free, export
 from sweeps.records import SweepRow, TrialRow
@@ -29,7 +31,11 @@ from sweeps.summary import best_trial, command_of, parameters, sentence_about, t
 def best(
     name: Annotated[str, typer.Argument(metavar="SWEEP")],
     trial: Annotated[
-        str | None, typer.Option(metavar="TRIAL", help="This one, by number or name. Default: the lowest WER")
+        str | None,
+        typer.Option(
+            metavar="TRIAL",
+            help="This one, by number or name. Default: the lowest WER, or what a confirmation decided",
+        ),
     ] = None,
     to: Annotated[
         Path | None,
@@ -54,7 +60,11 @@ def best(
         check_free(to, force)
     with opened(where, database) as store:
         sweep = service.find_sweep(store, name)
-        chosen = store.trial(sweep.id, trial) if trial is not None else best_trial(store.trials(sweep.id))
+        confirmed = confirmation_of(store, sweep) if trial is None and FACT in sweep.facts else None
+        if confirmed is not None:
+            chosen = run_of(store, confirmed, confirmed.decided)
+        else:
+            chosen = store.trial(sweep.id, trial) if trial is not None else best_trial(store.trials(sweep.id))
         if chosen is None or chosen.best_wer is None:
             which = "it" if trial is None else f"its trial {trial}"
             raise SweepError(f"sweep {name!r}: {which} has no epoch with a WER yet; `sweeps watch {name}` follows it")
@@ -71,6 +81,8 @@ def best(
         return
     print(f"{name}: trial {trial_label(chosen)}, dev WER {chosen.best_wer:.1%} at epoch {chosen.best_epoch}")
     print(f"  {parameters(chosen)}\n  {sentence_about(chosen)}")
+    if confirmed is not None:
+        print(f"  {confirmed.sentence} This is its run with the lowest dev WER.")
     if exported is None:
         print(f"  {found['command'] or 'trained by ' + sweep.facts['trainer']}")
         return

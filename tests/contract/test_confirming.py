@@ -17,7 +17,7 @@ from sweeps import preparing
 from sweeps.commands.confirm import as_values
 from sweeps.confirmation import CONFIRMED, FACT
 from sweeps.confirmation_spec import confirmation_spec
-from sweeps.confirming import confirmation_of, score
+from sweeps.confirming import confirmation_of, run_of, score
 from sweeps.errors import SweepError
 from sweeps.records import EpochRow, ScoreRow, SweepRow
 from sweeps.settings import Home
@@ -134,6 +134,22 @@ def test_test_decides_where_there_is_one(store: Store, prepared: preparing.Prepa
     assert confirmation_of(store, reread(store, store.sweeps()[0])) == found  # asked by the sweep it confirms
     for each in store.sweeps():
         assert each.facts[CONFIRMED]["sentences"] == found.said
+
+
+def test_what_it_decided_is_a_run_of_the_configuration_not_of_the_lowest_dev_wer(
+    store: Store, prepared: preparing.Prepared, tmp_path: Path
+) -> None:
+    lucky = {"original": [0.5, 0.4, 0.3], "trial-1": [0.4, 0.2, 0.2], "trial-2": [0.5, 0.4, 0.1]}
+    for name, marks, decided in (("better", MARKED, "trial-1"), ("none", dict.fromkeys(MARKED, 3), "original")):
+        sweep = confirmation(store, prepared, curves=lucky, name=name)
+        scored(store, sweep, marks)
+        found = confirmation_of(store, sweep)
+        assert found is not None
+        assert found.decided.name == decided
+        run = run_of(store, found, found.decided)
+        assert run is not None
+        assert str(run.name).startswith(f"{decided}.seed-")
+        assert run.best_wer == min(t.best_wer or 1 for t in store.trials(sweep.id) if t.number in found.decided.runs)
 
 
 def test_the_json_page_has_every_key(store: Store, prepared: preparing.Prepared) -> None:
