@@ -32,9 +32,9 @@ from model.corpus.data import Corpus, CorpusConfig, load_corpus
 from model.corpus.synthetic import GeneratedConfig, generate
 from model.ctc import CTCTrainer
 from model.diagnosis import run_findings, takeoff_epoch
-from model.encoder import BiLSTM
 from model.findings import Finding, finite
 from model.floors import Floors, floors
+from model.jagged import BiLSTM, Frames
 from model.types import EpochReport, TrainingConfig
 
 HERE = Path(__file__).parent
@@ -67,10 +67,8 @@ class TimeMean(nn.Module):
         super().__init__()
         self.lstm = lstm
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        mask = (torch.arange(x.shape[1]) < lengths[:, None])[..., None]
-        mean = (x * mask).sum(1, keepdim=True) / lengths[:, None, None]
-        return self.lstm(mean.expand_as(x) * mask, lengths)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, frames: Frames) -> Tensor:
+        return self.lstm(frames.mean(x)[frames.sequence], frames)  # type: ignore[no-any-return]
 
 
 class TimeCollapsed(CTCTrainer):

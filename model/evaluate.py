@@ -32,7 +32,7 @@ def forward_of(model: nn.Module, device: torch.device, precision: str = "float32
     def forward(batch: Batch) -> tuple[Tensor, Tensor]:
         features = torch.from_numpy(batch.features).to(device)
         with autocast(precision, device):
-            log_probs, lengths = model(features, torch.from_numpy(batch.lengths).to(device))
+            log_probs, lengths = model(features, torch.from_numpy(batch.lengths))
         return log_probs, lengths
 
     return forward

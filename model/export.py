@@ -3,14 +3,14 @@
 The file takes normalised features (B, T, D) and lengths (B,), any number of both, and gives log-probabilities
 (B, T // stride, V) and their lengths. What else is needed to use it stands in its metadata, see `metadata`.
 
-The one layer that is not exported as it is written is the BiLSTM: ONNX has an operator for two-way LSTMs over sequences
-of unequal lengths, while torch's exporter fixes the number of frames of two one-way ones at that of the example
-(pytorch issue 191855). For the same reason there is no `torch.export` file beside it.
+The models lay sequences end to end, which has as many rows as the data says; an exported graph takes them padded, with
+masks. And ONNX has an operator for two-way LSTMs over sequences of unequal lengths, while torch's exporter fixes the
+number of frames of two one-way ones at that of the example (pytorch issue 191855). For the same reasons there is no
+`torch.export` file beside it.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import time
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
@@ -33,8 +34,9 @@ from model.checkpoint import Checkpoint
 from model.corpus.data import Corpus
 from model.corpus.features import MODALITIES, Part, parts_of
 from model.corpus.packed import PackedReader
-from model.encoder import BiLSTM, BiLSTMControl, Student
+from model.encoder import BiLSTMControl, InvertedResidual, ModalityEncoder, Student
 from model.files import written_aside
+from model.jagged import BatchNorm, BiLSTM, same_padding
 from model.trained import trained_model
 
 if TYPE_CHECKING:
@@ -194,6 +196,68 @@ def landmark_parts(checkpoint: Checkpoint, corpus: Corpus | None) -> tuple[list[
     return [entry(part) for part in parts_of(whole, kept) if part.mask is not None], columns
 
 
+class Padded(nn.Module):
+    """A model in eval mode, computed over padded sequences. It can be exported, not run: see `OnnxBiLSTM`."""
+
+    def __init__(self, model: Student | BiLSTMControl) -> None:
+        super().__init__()
+        self.model, self.lstm = model, OnnxBiLSTM(model.lstm)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """As of the model, but for what comes behind a sequence's own length."""
+        model, out_lengths = self.model, lengths // self.model.stride
+        if isinstance(model, Student):
+            x = encoded(model, features, lengths)
+        else:
+            x = features.unfold(1, model.stride, model.stride).mean(3)
+        return model.head(self.lstm(x, out_lengths)).log_softmax(-1), out_lengths
+
+
+def encoded(model: Student, features: Tensor, lengths: Tensor) -> Tensor:
+    """Features (B, T, D) to what the student's BiLSTM is given, (B, T // stride, C)."""
+    masks = [time_mask((lengths // r).clamp(min=1), features.shape[1] // r) for r in model.rates]
+    encodings = []
+    for encoder, part in zip(model.encoders, torch.split(features.transpose(1, 2), model.widths, 1), strict=True):
+        assert isinstance(encoder, ModalityEncoder)
+        x = F.hardswish(normalised(encoder.stem_norm, convolved(encoder.stem, part)))
+        for block, mask, out_mask in zip(encoder.blocks, masks[:-1], masks[1:], strict=True):
+            assert isinstance(block, InvertedResidual)
+            wide = F.hardswish(normalised(block.expand_norm, convolved(block.expand, x)))
+            wide = F.hardswish(normalised(block.depthwise_norm, convolved(block.depthwise, wide * mask)))
+            gate, mean = block.gate, (wide * out_mask).sum(2) / out_mask.sum(2)
+            gates = F.hardsigmoid(gate.excite(F.relu(gate.squeeze(mean))))
+            y = normalised(block.project_norm, convolved(block.project, wide * gates[:, :, None]))
+            x = x + y if block.residual else y
+        encodings.append(x)
+    x, rate = torch.cat(encodings, 1), model.rates[-1]
+    if model.stride < rate:
+        x = upsampled(x, (lengths // rate).clamp(min=1), rate // model.stride, features.shape[1] // model.stride)
+    return x.transpose(1, 2)
+
+
+def time_mask(lengths: Tensor, frames: int) -> Tensor:
+    """(B, 1, frames) with 1 at valid frames."""
+    return (torch.arange(frames, device=lengths.device) < lengths[:, None]).to(torch.float32)[:, None]
+
+
+def convolved(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """(B, C, T) to (B, C', T // stride), whatever the layer itself takes."""
+    padding = same_padding(conv.kernel_size[0], conv.stride[0])
+    return F.conv1d(F.pad(x, padding), conv.weight, stride=conv.stride, groups=conv.groups)
+
+
+def normalised(norm: BatchNorm, x: Tensor) -> Tensor:
+    """Batch normalisation of (B, C, T) by running statistics."""
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+
+def upsampled(x: Tensor, lengths: Tensor, factor: int, frames: int) -> Tensor:
+    """`model.encoder.upsample` of (B, C, T) to (B, C, frames)."""
+    last = x.gather(2, (lengths - 1)[:, None, None].expand(-1, x.shape[1], 1))  # (B, C, 1)
+    x = torch.where(time_mask(lengths, x.shape[2]) > 0, x, last)
+    return F.interpolate(torch.cat([x, last], 2), scale_factor=factor, mode="linear")[:, :, :frames]
+
+
 class OnnxBiLSTM(nn.Module):
     """`BiLSTM` in the words of ONNX: an LSTM operator of two directions a layer. It can be exported, not run."""
 
@@ -213,7 +277,7 @@ class OnnxBiLSTM(nn.Module):
                 into.append(nn.Parameter(torch.stack(each).detach()))
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """As of `BiLSTM`, but for what comes behind a sequence's own length: zeros."""
+        """(B, T, C) to (B, T, 2 * hidden), zeros behind a sequence's own length."""
         x = x.transpose(0, 1)  # (T, B, C)
         for weights in zip(self.inputs, self.recurrent, self.biases, strict=True):
             y = torch.onnx.ops.symbolic(
@@ -243,8 +307,7 @@ def to_onnx(model: Student | BiLSTMControl, width: int, about: dict[str, Any]) -
     import onnx
 
     assert not model.training
-    traced = copy.deepcopy(model)
-    traced.add_module("lstm", OnnxBiLSTM(model.lstm))
+    traced = Padded(model).eval()
     least = fewest_frames(model)
     frames = 3 * least + 2  # nothing that a guard could take for a rule
     batch, time_ = Dim("batch"), Dim("time", min=least)

@@ -19,9 +19,9 @@ from model.corpus.annotations import CorpusError
 from model.corpus.data import Batch, Corpus, CorpusConfig, Split, epoch_order, load_corpus, make_batch
 from model.ctc import CTCTrainer, ctc_loss_sum, pick_device
 from model.diagnosis import is_diverged
-from model.encoder import MaskedBatchNorm
 from model.evaluate import dev_metrics
 from model.floors import floors
+from model.jagged import BatchNorm, Windows
 from model.types import METRICS, NOT_EVERY_EPOCH, EpochReport, Stopped, Trainer, TrainingConfig, Value
 from tests.corpora import write_corpus, write_csv, write_sequence
 
@@ -198,7 +198,7 @@ def one_update(corpus: Corpus, **values: Any) -> tuple[CTCTrainer, EpochReport]:
 
 def test_accumulated_gradients_are_those_of_one_large_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Batches have statistics of their own, which sums of gradients cannot undo: they stand still here.
-    monkeypatch.setattr(MaskedBatchNorm, "train", lambda self, mode: torch.nn.Module.train(self, False))
+    monkeypatch.setattr(BatchNorm, "train", lambda self, mode: torch.nn.Module.train(self, False))
     sentences = {"train": ["A", "B C A B", "C A", "B A C"], "dev": ["A B"]}
     corpus = load_corpus(CorpusConfig(path=write_corpus(tmp_path, sentences)))
     large, one = one_update(corpus, batch_size=4)
@@ -387,9 +387,11 @@ def test_the_module_that_was_not_finite_first_is_named(monkeypatch: pytest.Monke
     plain, calls = trainer.model.encoders[0].stem.forward, iter(range(1000))
     seen: list[int] = []
 
-    def overflowing(x: Tensor) -> Tensor:
+    def overflowing(x: Tensor, windows: Windows) -> Tensor:
         seen.append(next(calls))
-        return plain(x) * (float("inf") if len(seen) in (3, 4) else 1.0)  # in the batch, and when it is looked into
+        return plain(x, windows) * (
+            float("inf") if len(seen) in (3, 4) else 1.0
+        )  # in the batch, and when it is looked into
 
     monkeypatch.setattr(trainer.model.encoders[0].stem, "forward", overflowing)
     report = trainer.train_epoch(never)

@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from model.encoder import BiLSTMControl, Student, make_model, time_mask
+from model.encoder import BiLSTMControl, Student, make_model
+from model.jagged import Frames
 from model.numerics import FEWEST_FRAMES, TIME_LOCALITY, autocast, first_non_finite, time_locality
 from model.types import TrainingConfig
 
@@ -28,7 +29,7 @@ def batch(frames: int = 160, sequences: int = 6, seed: int = 0) -> tuple[Tensor,
     torch.manual_seed(seed)
     lengths = frames + 3 * torch.arange(sequences)
     x = torch.randn(sequences, int(lengths.max()), 8)
-    return x * time_mask(lengths, x.shape[1]).transpose(1, 2), lengths
+    return x * (torch.arange(x.shape[1]) < lengths[:, None])[..., None], lengths
 
 
 def state_of(model: nn.Module) -> list[Tensor]:
@@ -133,10 +134,9 @@ class Averaged(nn.Module):
         inner.lstm.register_forward_pre_hook(self._average)
 
     @staticmethod
-    def _average(_module: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        x, lengths = inputs
-        mask = time_mask(lengths, x.shape[1]).transpose(1, 2)
-        return ((x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)).expand_as(x).contiguous(), lengths
+    def _average(_module: nn.Module, inputs: tuple[Tensor, Frames]) -> tuple[Tensor, Frames]:
+        x, frames = inputs
+        return frames.mean(x)[frames.sequence], frames
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         log_probs: tuple[Tensor, Tensor] = self.inner(x, lengths)
