@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from plain import PlainLoop, make_plain
+
 from model.commands.options import add_corpus_options, corpus_config
 from model.commands.train import add_training_options, training_config
 from model.corpus.data import Corpus, load_corpus
