@@ -47,7 +47,7 @@ Tried = Callable[..., tuple[int, str, str]]
 
 # As docs/reference/json.md has them.
 KEYS = {"sweep", "state", "tracking_uri", "ui_command", "seconds", "constant_wer", "best", "counts", "trials"}
-KEYS |= {"alarm", "range_test", "learned", "audit"}
+KEYS |= {"alarm", "range_test", "learned", "audit", "forecast", "warm_start"}
 BEST_KEYS = {"number", "name", "wer", "hyperparameters", "command"}
 TRIAL_KEYS = {
     "number",
