@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test slow browser faults soak load compose-smoke ray lint check clean
+.PHONY: help demo test slow browser faults soak load bench compose-smoke ray lint check clean
 
 help:  ## what is here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 15
@@ -38,6 +38,9 @@ soak: $(VENV)/installed  ## the same at random, for hours: ARGS="--plans 200 --s
 
 load: $(VENV)/installed  ## 20 workers, then 100 claimers, and nothing to train: docs/explanation/load.md, about ten minutes
 	$(BIN)/python -m tests.load $(ARGS)
+
+bench: $(VENV)/installed  ## speed and scale beside baselines: docs/explanation/speed.md, hours; ARGS="--only reading --quick"
+	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 compose-smoke: $(VENV)/installed  ## the services of docker-compose.yml as plain processes, about four minutes
 	$(BIN)/python -m pytest -m compose tests/deploy $(ARGS)

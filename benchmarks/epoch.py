@@ -11,13 +11,13 @@ loop.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 from plain import PlainLoop, make_plain
+from rows import Aim, Row, row, show
 
 from model.commands.options import add_corpus_options, corpus_config
 from model.commands.train import add_training_options, training_config
@@ -26,6 +26,7 @@ from model.ctc import CTCTrainer
 from model.encoder import Student
 from model.types import TrainingConfig
 
+AIM, AIM_WIDE, WIDE = Aim(0.85, 0.75), Aim(0.9, 0.7), 6516
 EQUAL = 1e-4
 """How far the losses of the first epoch may lie apart, relative."""
 
@@ -70,11 +71,28 @@ def measured(config: TrainingConfig, corpus: Corpus, rounds: int, *, same_model:
         "plain_seconds": median(a[0] for a, _ in seconds),
         "seconds": median(b[0] for _, b in seconds),
         "ratio": median(b[0] / a[0] for a, b in seconds),
+        "plain_cpu_seconds": median(a[1] for a, _ in seconds),
+        "cpu_seconds": median(b[1] for _, b in seconds),
         "cpu_ratio": median(b[1] / a[1] for a, b in seconds),
         "plain_loss": theirs,
         "loss": ours,
         "rounds": rounds,
     }
+
+
+def as_rows(found: dict[str, Any], aim: Aim) -> list[Row]:
+    note = f"train loss of the first epoch {found['loss']:.6f} and {found['plain_loss']:.6f}"
+    return [
+        row("an epoch", found["seconds"], "s", found["baseline"], found["plain_seconds"], found["ratio"], aim, note),
+        row(
+            "its processor time",
+            found["cpu_seconds"],
+            "s",
+            found["baseline"],
+            found["plain_cpu_seconds"],
+            found["cpu_ratio"],
+        ),
+    ]
 
 
 def main() -> None:
@@ -87,9 +105,10 @@ def main() -> None:
     arguments = parser.parse_args()
     # Constant, as the plain loop has no schedule.
     config = training_config(arguments).with_values({"schedule": "constant"})
-    found = measured(config, load_corpus(corpus_config(arguments)), arguments.rounds, same_model=arguments.same_model)
+    corpus = load_corpus(corpus_config(arguments))
+    found = measured(config, corpus, arguments.rounds, same_model=arguments.same_model)
     if arguments.json:
-        print(json.dumps(found))
+        show(as_rows(found, AIM_WIDE if corpus.width >= WIDE else AIM), as_json=True)
         return
     print(
         f"{found['corpus']}: {found['seconds']:.2f} s an epoch, {found['baseline']} {found['plain_seconds']:.2f} s: "

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.corpus.data import Corpus, Split, epoch_order
-from model.corpus.features import read_recording
+from model.corpus.features import read_recording, seen_parts
 from model.corpus.folder import FolderReader
 from model.encoder import BLOCK_STRIDES, KERNELS, Student
 from model.types import TrainingConfig
@@ -140,7 +140,12 @@ def make_plain(config: TrainingConfig, corpus: Corpus) -> PlainStudent:
 def load(split: Split, i: int) -> Tensor:
     """One sentence, from its file."""
     assert isinstance(split.read, FolderReader)
-    return torch.from_numpy(split.normalisation(read_recording(split.read.files[i])))
+    recording, normalisation = read_recording(split.read.files[i]), split.normalisation
+    x = ((recording.x - normalisation.mean) * normalisation.scale).astype(np.float32)
+    seen = seen_parts(recording.detected, normalisation.parts)
+    for k in np.flatnonzero(~seen.all(axis=0)):
+        x[~seen[:, k], normalisation.parts[k].columns] = 0
+    return torch.from_numpy(x)
 
 
 def collate(split: Split, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

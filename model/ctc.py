@@ -27,6 +27,7 @@ from model.encoder import make_model, set_output_bias
 from model.evaluate import Evaluation, dev_metrics, evaluate, forward_of, sequence_losses, word_errors_of
 from model.examples import Examples, examples, is_example_epoch, rows_of
 from model.floors import constant_posterior, floors
+from model.memory import keep_freed_memory
 from model.numerics import autocast, first_non_finite
 from model.probes import Losses, permuted_gap, swap_gap
 from model.schedule import learning_rate_at
@@ -101,6 +102,7 @@ class CTCTrainer:
                 f"{corpus.folder}: no sentence of train has an alignment at output stride {config.output_stride}; "
                 "lower it, or check that these annotations belong to these features"
             )
+        keep_freed_memory()
         torch.set_num_threads(config.threads)
         self.device = pick_device(config.device)
         torch.manual_seed(mixed_seed(config.seed, "initialisation"))

@@ -102,11 +102,19 @@ class Split:
         """
         if self.resident is not None and i in self.resident:
             return self.resident[i]
-        x = self.normalisation(self.read(i))
+        x = np.empty((int(self.lengths[i]), len(self.normalisation.mean)), dtype=np.float32)
+        self.read.write(i, self.normalisation, x)
         x.flags.writeable = False
         if self.resident is not None:
             self.resident[i] = x
         return x
+
+    def write_features(self, i: int, out: NDArray[np.float32]) -> None:
+        """The same into an array (T, D) that is there."""
+        if self.resident is None:
+            self.read.write(i, self.normalisation, out)
+        else:
+            out[:] = self.features(i)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,14 +176,19 @@ def make_batch(
         CorpusError: see `Split.features`.
     """
     rows = [int(i) for i in indices]
-    sequences = [(features_of or split.features)(i) for i in rows]
     targets = [split.targets[i] for i in rows]
-    features = np.zeros((len(rows), max(map(len, sequences)), sequences[0].shape[1]), dtype=np.float32)
-    for padded, sequence in zip(features, sequences, strict=True):
-        padded[: len(sequence)] = sequence
+    given = [features_of(i) for i in rows] if features_of else None
+    lengths = split.lengths[rows] if given is None else np.array([len(x) for x in given], dtype=np.int64)
+    features = np.empty((len(rows), int(lengths.max()), len(split.normalisation.mean)), dtype=np.float32)
+    for place, (i, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
+        if given is None:
+            split.write_features(i, features[place, :length])
+        else:
+            features[place, :length] = given[place]
+        features[place, length:] = 0
     return Batch(
         features=features,
-        lengths=np.array([len(x) for x in sequences], dtype=np.int64),
+        lengths=lengths,
         targets=np.concatenate(targets),
         target_lengths=np.array([len(t) for t in targets], dtype=np.int64),
         indices=np.array(rows, dtype=np.int64),

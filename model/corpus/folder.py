@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.corpus.annotations import SPLITS, CorpusError, Listing, list_split, locate
-from model.corpus.features import Modality, Recording, check_finite, modalities_of, read_recording
+from model.corpus.features import Modality, Normalisation, Recording, check_finite, modalities_of, read_recording
 from model.corpus.scan import Progress, Scan, cached_scan, scan_corpus
 from model.corpus.vocabulary import Vocabulary
 
@@ -32,6 +35,10 @@ class FolderReader:
                 f"{self.files[i]}: is {recording.x.shape} now, but was checked otherwise; load the corpus again"
             )
         return recording
+
+    def write(self, i: int, normalisation: Normalisation, out: NDArray[np.float32]) -> None:
+        """Normalised features of a recording into an array (T, D) that is there. Raises as a call does."""
+        normalisation.write(self(i), out)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -61,6 +61,28 @@ def with_motion(still: NDArray[Scalar]) -> NDArray[Scalar]:
         with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite are reported where they stand
             np.subtract(of[1:], of[:-1], out=change[1:])
     return features
+
+
+def motion(
+    still: NDArray[Scalar], frames: int
+) -> Iterator[tuple[slice, NDArray[Scalar], NDArray[Scalar], NDArray[Scalar]]]:
+    """So many frames at a time: which, and their landmarks, velocity and acceleration, as `with_motion` has them.
+
+    The arrays of motion are written over by the next ones.
+    """
+    velocity = np.zeros((frames + 1, still.shape[1]), dtype=still.dtype)  # the first row: of the frame before
+    acceleration = np.empty((frames, still.shape[1]), dtype=still.dtype)
+    for start in range(0, len(still), frames):
+        at = slice(start, min(start + frames, len(still)))
+        x, n = still[at], at.stop - start
+        begun = int(start == 0)  # a frame without one before it has no motion
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.subtract(x[begun:], still[start + begun - 1 : at.stop - 1], out=velocity[1 + begun : n + 1])
+            velocity[1 : 1 + begun] = 0
+            np.subtract(velocity[1 : n + 1], velocity[:n], out=acceleration[:n])
+        acceleration[:begun] = 0
+        yield at, x, velocity[1 : n + 1], acceleration[:n]
+        velocity[0] = velocity[n]
 
 
 def first_difference(features: NDArray[Any]) -> Difference | None:

@@ -22,8 +22,17 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model.corpus.annotations import SPLITS, CorpusError, Listing, listing_of
-from model.corpus.features import UNREADABLE, Modality, Part, Recording, modalities_of, open_npz, parts_of
-from model.corpus.landmarks import STILL_WIDTH, with_motion
+from model.corpus.features import (
+    UNREADABLE,
+    Modality,
+    Normalisation,
+    Part,
+    Recording,
+    modalities_of,
+    open_npz,
+    parts_of,
+)
+from model.corpus.landmarks import STILL_WIDTH, motion, with_motion
 from model.corpus.scan import Progress, Scan, cached_scan, scan_of
 from model.corpus.vocabulary import Vocabulary
 
@@ -140,6 +149,28 @@ class PackedReader:
 
     def __call__(self, i: int) -> Recording:
         return self.arrays.recording(self.starts[i], self.starts[i] + self.frames[i], self.dtypes[i])
+
+    def write(self, i: int, normalisation: Normalisation, out: NDArray[np.float32]) -> None:
+        """Normalised features of a recording into an array (T, D) that is there, to the bit as from the recording.
+
+        Where motion is derived, it is some frames at a time, while they are in the processor's cache.
+        """
+        arrays, start, stop = self.arrays, self.starts[i], self.starts[i] + self.frames[i]
+        stored = arrays.features[start:stop]
+        if not arrays.derived or arrays.kept is not None or stored.dtype != np.dtype(self.dtypes[i]):
+            normalisation.write(self(i), out)
+            return
+        still, velocity, acceleration, copy = (slice(n * STILL_WIDTH, (n + 1) * STILL_WIDTH) for n in range(4))
+        repeated = normalisation.alike(still, copy)
+        for at, x, v, a in motion(stored, normalisation.frames_at_once(STILL_WIDTH)):
+            normalisation.scale_columns(x, out[at, still], still.start)
+            normalisation.scale_columns(v, out[at, velocity], velocity.start)
+            normalisation.scale_columns(a, out[at, acceleration], acceleration.start)
+            if repeated:
+                out[at, copy] = out[at, still]
+            else:
+                normalisation.scale_columns(x, out[at, copy], copy.start)
+        normalisation.clear_missing(arrays.detected[start:stop], out)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.corpus.landmarks import PARTS, first_difference, from_holistic, with_motion
+from model.corpus.landmarks import PARTS, STILL_WIDTH, first_difference, from_holistic, motion, with_motion
 
 
 def holistic(frames: int = 5, coordinates: int = 3, seed: int = 0) -> NDArray[np.float32]:
@@ -152,3 +152,12 @@ def test_what_is_not_numbers_is_refused() -> None:
         from_holistic(np.full((2, 543, 3), "x"))
     with pytest.raises(ValueError, match=r"confidence is .*\(5, 33\)"):
         from_holistic(holistic(), np.ones((5, 33)))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("frames", [1, 2, 3, 7, 20])
+def test_motion_some_frames_at_a_time_is_motion_at_once_to_the_bit(dtype: type, frames: int) -> None:
+    for length in (1, 2, 3, 7, 8):
+        still = np.random.default_rng(length).normal(size=(length, STILL_WIDTH)).astype(dtype)
+        parts = [np.concatenate([x, v, a, x], axis=1) for _, x, v, a in motion(still, frames)]
+        assert np.concatenate(parts).tobytes() == with_motion(still).tobytes()

@@ -1,0 +1,255 @@
+"""Epochs and hours that a sweep on AN4 needs to a dev WER of 0.35, by replay of the recorded runs.
+
+    python benchmarks/efficiency.py [--orders 200] [--processes 2] [--target 0.35] [--quick] [--json]
+    python benchmarks/efficiency.py --record
+
+A sweep draws runs of benchmarks/curves/an4 (in random order, or by TPE with each suggestion answered by the nearest
+run that it has not had), reads them an epoch at a time with the epochs' measured seconds, and stops them as its policy
+says, until an epoch reaches the target. What it takes is the expected running time: what all sweeps spent over how
+many got there (Hansen et al. 2009, COCO), with a 95 % interval by bootstrap over the orders, which are the same for
+every policy. Trials are trained one after the other, and none is named in advance.
+
+Ours begins with its range test, which costs its seconds (`--record` runs it beside an epoch of training and writes
+efficiency.json: a ratio, so that another machine's speed says nothing), draws within the rates that it proposed, and
+tries its own suggestion first, answered by the run nearest to it. What the rule adds alone, and the test alone, stand
+apart. The suggestion is not shown to TPE here, as it is in a sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import optuna
+from rows import ROOT, Aim, Row, about, parser, row, show
+
+sys.path.insert(0, str(Path(__file__).parent / "pruning"))
+
+from policies import Named, never, optunas, ours
+from sweep import SPACE, Draw, Trial, by_tpe, in_random_order, replay
+from tables import Recorded, read_tables
+
+RECORDED = Path(__file__).with_name("efficiency.json")
+EPOCHS = 20
+"""Of the recorded runs."""
+RESAMPLED = 2000
+RULE_ALONE, TEST_ALONE = "ours without the range test", "unpruned with the range test"
+FASTER, AHEAD = Aim(1.7, 3, most=False), Aim(1, most=False)
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A range test on AN4."""
+
+    epochs: float
+    """How many epochs of training take as long."""
+    low: float | None
+    high: float | None
+    suggested: float | None
+
+
+class Cost(NamedTuple):
+    """What one sweep spent until it got there, or in all."""
+
+    epochs: float
+    seconds: float
+    reached: bool
+
+
+def cost(trials: Sequence[Trial], target: float) -> Cost:
+    epochs, seconds = 0, 0.0
+    for trial in trials:
+        for wer, report in zip(trial.run.wers[: trial.epochs], trial.run.reports, strict=False):
+            epochs, seconds = epochs + 1, seconds + report.seconds
+            if wer <= target:
+                return Cost(epochs, seconds, True)
+    return Cost(epochs, seconds, False)
+
+
+def first_trial(runs: Sequence[Recorded], ramp: Ramp) -> Recorded:
+    """The run nearest to the trial that the test suggests: its rate, all else in the middle."""
+    assert ramp.suggested is not None
+    points = np.array(
+        [[math.log(r.config.learning_rate), r.config.warmup_start_factor, r.config.dropout] for r in runs]
+    )
+    assert len(SPACE) == points.shape[1]
+    low, high = points.min(0), points.max(0)
+    wanted = (low + high) / 2
+    wanted[0] = math.log(ramp.suggested)
+    return runs[int((((points - wanted) / (high - low)) ** 2).sum(1).argmin())]
+
+
+def drawn(runs: list[Recorded], sampler: str, seed: int, ramp: Ramp | None) -> Iterator[Recorded] | Draw:
+    """The order of a sweep's trials."""
+    first: list[Recorded] = []
+    if ramp is not None:
+        low, high = ramp.low or 0.0, ramp.high or math.inf
+        first = [first_trial(runs, ramp)] if ramp.suggested else []
+        runs = [run for run in runs if low <= run.config.learning_rate <= high and run not in first]
+    if sampler == "random":
+        return iter([*first, *in_random_order(runs, seed)])
+    then = by_tpe(runs, seed)
+    return lambda trials: first[len(trials)] if len(trials) < len(first) else then(trials[len(first) :])
+
+
+def costs(
+    policy: Named, runs: list[Recorded], sampler: str, ramp: Ramp | None, orders: int, target: float
+) -> list[Cost]:
+    """Of one sweep for each order."""
+    low, high = (ramp.low or 0.0, ramp.high or math.inf) if ramp else (0.0, math.inf)
+    first = {first_trial(runs, ramp).name} if ramp and ramp.suggested else set()
+    count = sum(low <= run.config.learning_rate <= high or run.name in first for run in runs)
+    each = median(report.seconds for run in runs for report in run.reports)
+    ahead = Cost(ramp.epochs, ramp.epochs * each, False) if ramp else Cost(0, 0, False)
+    found = []
+    for seed in range(orders):
+        spent = cost(replay(policy.make, drawn(runs, sampler, seed, ramp), seed, count).trials, target)
+        found.append(Cost(ahead.epochs + spent.epochs, ahead.seconds + spent.seconds, spent.reached))
+    return found
+
+
+class Estimate(NamedTuple):
+    value: float
+    low: float
+    high: float
+
+
+def expected(found: Sequence[Cost], of: str) -> float:
+    """Expected running time; infinite where no sweep got there."""
+    successes = sum(each.reached for each in found)
+    return sum(getattr(each, of) for each in found) / successes if successes else math.inf
+
+
+def times_faster(slow: Sequence[Cost], fast: Sequence[Cost], of: str) -> Estimate:
+    """By how much, over the same orders."""
+    spent = np.array([[getattr(each, of) for each in some] for some in (slow, fast)])
+    reached = np.array([[each.reached for each in some] for some in (slow, fast)], dtype=float)
+    orders = np.random.default_rng(0).integers(spent.shape[1], size=(RESAMPLED, spent.shape[1]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        times = spent[:, orders].sum(2) / reached[:, orders].sum(2)
+        ratios = times[0] / times[1]
+    low, high = np.nanpercentile(ratios, [2.5, 97.5])
+    return Estimate(expected(slow, of) / expected(fast, of), float(low), float(high))
+
+
+class Way(NamedTuple):
+    """How a sweep goes."""
+
+    name: str
+    policy: Named
+    with_test: bool
+
+
+def ways(sampler: str) -> list[Way]:
+    """Of TPE's, which take minutes, one setting of each of Optuna's pruners, as in the replays of pruning."""
+    others = [Way(str(policy), policy, False) for policy in optunas() if sampler == "random" or policy.with_tpe]
+    rule, none = Named("ours", {}, ours), Named("none", {}, never)
+    return [
+        Way("unpruned", none, False),
+        Way("ours", rule, True),
+        Way(RULE_ALONE, rule, False),
+        Way(TEST_ALONE, none, True),
+        *others,
+    ]
+
+
+_runs: list[Recorded] = []
+
+
+def _begin() -> None:
+    """Policies hold functions, which do not cross processes."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    _runs.extend(read_tables(names=["an4"])["an4"])
+
+
+def _costs(task: tuple[str, int, int, float, Ramp]) -> list[Cost]:
+    sampler, index, orders, target, ramp = task
+    way = ways(sampler)[index]
+    return costs(way.policy, _runs, sampler, ramp if way.with_test else None, orders, target)
+
+
+def as_rows(sampler: str, found: dict[str, list[Cost]], families: dict[str, str]) -> list[Row]:
+    """Ours against unpruned, and against each pruner at its best setting."""
+
+    def against(slow: str, of: str, aim: Aim | None, fast: str = "ours") -> Row:
+        faster = times_faster(found[slow], found[fast], of)
+        got = [sum(each.reached for each in found[name]) for name in (fast, slow)]
+        note = (
+            f"95 %: {faster.low:.2f} to {faster.high:.2f}; {got[0]} and {got[1]} of {len(found[slow])} sweeps got there"
+        )
+        scale, unit = (1, "epochs") if of == "epochs" else (3600, "h")
+        order = "random order" if sampler == "random" else "TPE"
+        name = f"{of if of == 'epochs' else 'hours'}, {order}, {fast}, against {slow}"
+        spent = (expected(found[each], of) / scale for each in (fast, slow))
+        return row(name, next(spent), unit, slow, next(spent), faster.value, aim, note)
+
+    rows = [against("unpruned", "epochs", FASTER), against("unpruned", "seconds", FASTER)]
+    rows += [against("unpruned", "epochs", None, part) for part in (RULE_ALONE, TEST_ALONE)]
+    best = []
+    for family in dict.fromkeys(families.values()):
+        settings = [name for name, of in families.items() if of == family]
+        best.append(min(settings, key=lambda name: expected(found[name], "epochs")))
+    rows += [against(name, "epochs", AHEAD) for name in best]
+    first = min(best, key=lambda name: expected(found[name], "epochs"))
+    return [*rows, against(first, "epochs", None, RULE_ALONE)]
+
+
+def record() -> None:
+    """Run the range test on AN4 beside an epoch of training, with the settings of the recorded runs."""
+    from model.corpus.data import CorpusConfig, load_corpus
+    from model.ctc import CTCTrainer
+    from model.types import TrainingConfig
+
+    data = ROOT.parent / "shared" / "data" / "an4"
+    middle = {"dropout": 0.25, "warmup_start_factor": 0.525}
+    config = TrainingConfig(epochs=EPOCHS, batch_size=8, **middle)
+    trainer = CTCTrainer(config, load_corpus(CorpusConfig(path=data)))
+    epochs = [trainer.train_epoch(lambda: False).seconds]
+    options = [f"--{name}={value}" for name, value in {"epochs": EPOCHS, "batch_size": 8, **middle}.items()]
+    began = time.perf_counter()
+    asked = [sys.executable, "-m", "model", "range-test", "--data_dir", str(data), "--json", *options]
+    said = json.loads(subprocess.run(asked, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    seconds = time.perf_counter() - began  # with its start, as in a sweep
+    epochs.append(trainer.train_epoch(lambda: False).seconds)
+    ramp = Ramp(seconds / median(epochs), said["low"], said["high"], said["suggested"])
+    found = {"ramp": asdict(ramp), "seconds": seconds, "epoch_seconds": epochs, **about()}
+    RECORDED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=1))
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--orders", type=int, help="default: 200, and 10 with --quick")
+    options.add_argument("--processes", type=int, default=2)
+    options.add_argument("--target", type=float, default=0.35, help="dev WER (fraction)")
+    options.add_argument("--record", action="store_true", help="run the range test, and write efficiency.json")
+    arguments = options.parse_args()
+    if arguments.record:
+        record()
+        return
+    ramp = Ramp(**json.loads(RECORDED.read_text(encoding="utf-8"))["ramp"])
+    orders, rows = arguments.orders or (10 if arguments.quick else 200), []
+    with multiprocessing.get_context("spawn").Pool(arguments.processes, _begin) as pool:
+        for sampler in ("random", "tpe"):
+            named = ways(sampler)
+            tasks = [(sampler, index, orders, arguments.target, ramp) for index in range(len(named))]
+            found = dict(zip([way.name for way in named], pool.imap(_costs, tasks), strict=True))
+            families = {way.name: way.policy.family for way in named if way.policy.family not in ("none", "ours")}
+            rows += as_rows(sampler, found, families)
+    show(rows, as_json=arguments.json)
+
+
+if __name__ == "__main__":
+    main()
