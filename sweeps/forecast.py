@@ -270,12 +270,12 @@ def _length(lengths: Sequence[int], planned_epochs: int) -> tuple[float, float]:
 def trials_left(epochs: float, lengths: Sequence[int], planned_epochs: int, most: int) -> tuple[float, float, float]:
     """Trials that so many epochs pay for, and the ends of an 80 % interval; at most `most`."""
     if math.isinf(epochs):
-        return most, most, most
+        return float(most), float(most), float(most)
     mean, spread = _length(lengths, planned_epochs)
     expected = max(0.0, epochs) / mean
     variance = (expected + expected**2 / max(1, len(lengths))) * (spread / mean) ** 2
     half = _quantile(len(lengths) - 1) * math.sqrt(variance)
-    return min(most, expected), min(most, max(0.0, expected - half)), min(most, expected + half)
+    return min(float(most), expected), min(float(most), max(0.0, expected - half)), min(float(most), expected + half)
 
 
 def _quantile(freedom: int) -> float:
