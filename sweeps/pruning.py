@@ -300,8 +300,11 @@ def _best(siblings: Sequence[History]) -> list[History]:
     """The siblings with the lowest WERs. One that a rule stopped counts only if there is no other: it would have come
     to less.
     """
-    whole = [s for s in siblings if not s.stopped]
-    return sorted(whole or siblings, key=lambda s: (s.best_wer, s.number))[:ANCHORS]
+    return _ranked([s for s in siblings if not s.stopped] or siblings)[:ANCHORS]
+
+
+def _ranked(siblings: Sequence[History]) -> list[History]:
+    return sorted(siblings, key=lambda s: (s.best_wer, s.number))
 
 
 def _predicted(trial: History, anchors: Sequence[History], epoch: int, most: float) -> float:
@@ -353,8 +356,9 @@ def outlook(trial: History, siblings: Sequence[History], floors: Floors) -> Outl
     finished = [s for s in siblings if s.ended and not s.stopped and len(s.reports) > epoch]
     squares = 0.0
     if len(finished) > 1:
-        for place, sibling in enumerate(finished):
-            others = _best(finished[:place] + finished[place + 1 :])
+        first = _ranked(finished)[: ANCHORS + 1]  # one more: each is judged by the others
+        for sibling in finished:
+            others = [s for s in first if s is not sibling][:ANCHORS]
             squares += (log(max(sibling.best_wer, SMALLEST_WER)) - _predicted(sibling, others, epoch, most)) ** 2
         spread = math.sqrt((PRIOR_TRIALS * spread**2 + squares) / (PRIOR_TRIALS + len(finished)))
     return Outlook(exp(found), found, spread)
