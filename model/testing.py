@@ -22,11 +22,12 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.corpus.data import Corpus, CorpusConfig, Split, load_corpus
-from model.corpus.features import Recording
+from model.corpus.features import Normalisation, Recording
 from model.corpus.synthetic import GeneratedConfig, generate
 from model.types import EpochReport, Stopped, Trainer, TrainingConfig
 
@@ -232,15 +233,27 @@ def scramble(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+class Watched:
+    """The reader of a split that notes what it reads."""
+
+    def __init__(self, split: Split, reads: Reads) -> None:
+        self._split, self._reads = split, reads
+
+    def __call__(self, i: int) -> Recording:
+        self._reads.append((self._split.name, int(i)))
+        return self._split.read(i)
+
+    def write(self, i: int, normalisation: Normalisation, out: NDArray[np.float32]) -> None:
+        self._reads.append((self._split.name, int(i)))
+        self._split.read.write(i, normalisation, out)
+
+
 def watched(corpus: Corpus) -> tuple[Corpus, Reads]:
     """The corpus, and a list that grows with every sequence that is read from it."""
     reads: Reads = []
 
     def watch(split: Split) -> Split:
-        def read(i: int) -> Recording:
-            reads.append((split.name, int(i)))
-            return split.read(i)
-
+        read = Watched(split, reads)
         return replace(split, read=cast(Any, read), resident=None)  # kept in memory, a sequence is read only once
 
     return replace(corpus, train=watch(corpus.train), dev=watch(corpus.dev)), reads
