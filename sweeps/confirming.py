@@ -58,11 +58,19 @@ class Confirmed:
         whole = {"measured": self.measured.as_json(), "dev": self.dev.as_json(), "again": self.again.as_json()}
         return {**asdict(self), "runs": list(self.runs), **whole}
 
-    @property
-    def luck(self) -> str:
-        """What became of the number that it was chosen by; empty where there was none."""
+    def luck(self, epochs: int) -> str:
+        """What became of the number that it was chosen by; empty where there was none.
+
+        Args:
+            epochs: that its runs had at most.
+        """
         if self.sweep_wer is None or self.sweep_epochs == 0:
             return ""
+        if epochs < self.sweep_epochs:
+            return (
+                f"{self.name}: {self.sweep_wer:.1%} dev WER in the sweep, after up to {self.sweep_epochs} epochs; with "
+                f"{epochs} nothing tells how much of it was luck."
+            )
         lucky = 100 * (self.again.wer - self.sweep_wer)
         of_it = f"{lucky:.1f} points of it were luck" if lucky >= 0.05 else "none of it was luck"
         return (
@@ -122,7 +130,7 @@ class Confirmation:
     @property
     def said(self) -> list[str]:
         """Everything there is to say, the decision first."""
-        luck = [each.luck for each in self.configurations if each.luck]
+        luck = [said for each in self.configurations if (said := each.luck(self.epochs))]
         return [self.sentence, *(pair.sentence for pair in self.pairs), *luck, *self.notes]
 
     def as_json(self) -> dict[str, Any]:

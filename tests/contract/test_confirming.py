@@ -183,8 +183,11 @@ def test_what_the_sweep_chose_by_is_held_against_as_many_epochs_of_new_seeds(
     best = found.configurations[1]
     assert (best.sweep_wer, best.sweep_epochs) == (0.10, 2)
     assert best.again.wer == pytest.approx(0.2 + 0.01 * (0 + 1 + 2 + 0 + 1) / 5)  # of epochs 1 and 2, not of the third
-    assert best.luck.startswith("trial-1: 10.0% dev WER in the sweep; with 5 new seeds and as many epochs (2) 20.8%")
-    assert best.luck.endswith("10.8 points of it were luck.")
+    assert best.luck(4).startswith("trial-1: 10.0% dev WER in the sweep; with 5 new seeds and as many epochs (2) 20.8%")
+    assert best.luck(4).endswith("10.8 points of it were luck.")
+    # A confirmation that is shorter than the sweep was cannot tell.
+    assert best.luck(1).endswith("after up to 2 epochs; with 1 nothing tells how much of it was luck.")
+    assert best.luck(4) in found.said
 
 
 def test_a_later_confirmation_says_who_looked_at_test_before(store: Store, prepared: preparing.Prepared) -> None:
