@@ -19,7 +19,7 @@ from tests.faults.invariants import TOO_LONG, Curve, Expected, curve_of, repeate
 from tests.faults.mlflow_proxy import proxied
 from tests.faults.outside import calls
 from tests.faults.scenarios import Scenario
-from tests.faults.site import TRAINER, Site, corpus, opened
+from tests.faults.site import CALM_LEASE_SECONDS, TRAINER, Site, corpus, opened
 from tracking.server import LocalServer, local_server
 
 
@@ -125,7 +125,9 @@ class Ground:
 
     def measured(self, scenario: Scenario, database: str) -> Uninterrupted:
         """Here and now: machines differ, and this one may be shared."""
-        with opened(self._site(scenario, database, self._mlflow.url)) as site:
+        calm = self._site(scenario, database, self._mlflow.url)
+        calm.lease_seconds = CALM_LEASE_SECONDS
+        with opened(calm) as site:
             outcome = site.drive(commands(site, scenario))
             with closing(Store(site.url)) as store:
                 sweep = store.find_sweep(site.name)
