@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 
-from sweeps import forecast, pruning
+from sweeps import forecast
 from sweeps.budget import IMPROVEMENT
 from sweeps.forecast import Forecast, percent, points
+from sweeps.judging import history_of
 from sweeps.records import SweepRow
 from sweeps.spec import StopWhen, spec_of
 from sweeps.states import SweepState, TrialState
 from sweeps.store import CONFIGURATIONS, Store
-from sweeps.summary import config_of
 
 log = logging.getLogger(__name__)
 
@@ -24,17 +24,7 @@ def forecast_of(store: Store, sweep: SweepRow, improvement: float = IMPROVEMENT)
     spec, trials = spec_of(sweep), store.siblings(sweep)
     wanted = [trial for trial in forecast.read_for(trials) if trial.hyperparameters is not None]
     curves = store.epochs_of([trial.id for trial in wanted])
-    histories = [
-        pruning.History(
-            trial.number,
-            [row.report() for row in curves[trial.id]],
-            config_of(spec, trial),
-            sweep.floors.constant_wer,
-            ended=trial.state.terminal,
-            stopped=trial.state is TrialState.PRUNED,
-        )
-        for trial in wanted
-    ]
+    histories = [history_of(spec, sweep, trial, [row.report() for row in curves[trial.id]]) for trial in wanted]
     return forecast.forecast(
         *(sweep, trials, histories, spec.workers, spec.trainer.epochs, improvement),
         configurations=sweep.facts.get(CONFIGURATIONS),

@@ -17,7 +17,7 @@ from sweeps.alarm import alarm
 from sweeps.audit import is_audited
 from sweeps.errors import SweepNotFound
 from sweeps.optuna_pruners import decide_by
-from sweeps.records import Claim, DecisionRow, EpochRow, SweepRow
+from sweeps.records import Claim, DecisionRow, EpochRow, SweepRow, TrialRow
 from sweeps.spec import NoPruner, Plateau, SweepSpec
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
@@ -213,17 +213,22 @@ def is_paused(spec: SweepSpec, store: Store, sweep: SweepRow) -> bool:
 def histories(spec: SweepSpec, store: Store, sweep: SweepRow, without: int | None = None) -> list[pruning.History]:
     """The sweep's trials as the rules see them, but for the one with the id `without`."""
     return [
-        pruning.History(
-            trial.number,
-            reports,
-            config_of(spec, trial),
-            sweep.floors.constant_wer,
-            ended=trial.state.terminal,
-            stopped=trial.state.terminal and trial.state is not TrialState.COMPLETE,
-        )
+        history_of(spec, sweep, trial, reports)
         for trial, reports in store.curves(sweep)
         if trial.id != without and reports
     ]
+
+
+def history_of(spec: SweepSpec, sweep: SweepRow, trial: TrialRow, reports: Sequence[EpochReport]) -> pruning.History:
+    """A trial as the rules see it."""
+    return pruning.History(
+        trial.number,
+        reports,
+        config_of(spec, trial),
+        sweep.floors.constant_wer,
+        ended=trial.state.terminal,
+        stopped=trial.state.terminal and trial.state is not TrialState.COMPLETE,
+    )
 
 
 def tell(store: Store, study: Study, sweep_id: int, trial_id: int | None = None) -> None:

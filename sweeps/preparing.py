@@ -173,7 +173,7 @@ def check_trainer(sweep: SweepRow, reference: str | None) -> None:
     used, given = sweep.facts.get("trainer", trainer_name(None)), trainer_name(reference)
     if used != given:
         way_out = "leave --trainer out" if used == trainer_name(None) else f"name {used} with --trainer"
-        raise CannotWork(sweep.name, f"it is trained by {used}, and this worker has {given}: {way_out}")
+        raise CannotWork(sweep.name, f"it is trained by {used}, and the trainer given here is {given}: {way_out}")
 
 
 def open_sweep(
