@@ -55,7 +55,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "epoch-full-size": Benchmark(
         f"benchmarks/epoch.py data/phoenix-80 --filter phoenix-si5 --vocabulary {PHOENIX}/vocab_si5_973.txt "
-        "--batch_size 4 --channels 512 --hidden 448 --lstm_layers 2 --rounds 3",
+        "--batch_size 4 --channels 512 --hidden 448 --lstm_layers 2 --rounds 3 --dev 2",  # SI5 has 39 of train to one
         "--rounds 1",
         needs=PHOENIX,
         makes="data/phoenix-80",
@@ -64,10 +64,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "reading": Benchmark("benchmarks/reading.py", "--quick"),
     "workers": Benchmark("benchmarks/workers.py", "--quick"),
-    "orchestration": Benchmark("benchmarks/orchestration.py", "--quick"),
+    "memory": Benchmark("benchmarks/memory.py", "--quick"),
+    "orchestration": Benchmark("benchmarks/orchestration.py --databases postgresql", "--quick"),
     "tracking": Benchmark("benchmarks/mlflow_cost.py", "--quick"),
     "efficiency": Benchmark("benchmarks/efficiency.py", "--quick"),
+    "live": Benchmark(f"benchmarks/live.py {AN4}", "--quick", needs=AN4),
     "scale": Benchmark("benchmarks/scale.py", "--quick"),
+    "gpu": Benchmark("benchmarks/gpu.py", "--device cpu --quick"),
 }
 
 

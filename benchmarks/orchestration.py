@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -56,7 +57,7 @@ class Ours:
 
     def __init__(self, assignment: Assignment, store: Store) -> None:
         self.assignment, self.store = assignment, store
-        self.random = random.Random(0)
+        self.random, self.stop = random.Random(0), threading.Event()
 
     def claim(self) -> Claim:
         claim = self.store.claim(self.assignment.sweep.id, "bench", LEASE_SECONDS)
@@ -69,8 +70,8 @@ class Ours:
         config = spec.training(claim.number, worker.ask(assignment, store, claim), claim.overrides)
         config = config.with_values({"patience": EPOCHS})  # all trials have 10 epochs
         trainer, reports = Nothing(config, assignment.corpus), list[EpochReport]()
-        while judging.judge_all(spec, store, sweep, claim, config, reports, len(reports)) is None:
-            assert store.reserve_epoch(claim, trainer.epoch + 1)
+        while assignment.judge.judge_all(claim, config, reports, len(reports)) is None:
+            assert not worker.why_not_on(assignment, store, claim, trainer.epoch + 1, self.stop)
             reports.append(trainer.train_epoch(lambda: False))
         judging.tell(store, assignment.study, sweep.id, claim.trial_id)
         assert len(reports) == EPOCHS, f"trial {claim.number} was over after {len(reports)} epochs"
@@ -80,7 +81,7 @@ class Ours:
         assignment, store, claim = self.assignment, self.store, self.claim()
         values = {
             name: random_value(self.random, bounds.low, bounds.high)
-            for name, bounds in assignment.spec.space.ranges().items()
+            for name, bounds in assignment.spec.space.parameters().items()
         }
         optuna_trial = assignment.study.register(claim.number, claim.name, values)
         store.set_hyperparameters(claim, values, optuna_trial)
@@ -95,7 +96,7 @@ class Alone:
     """Optuna, as its documentation has it."""
 
     def __init__(self, url: str, ours: Assignment) -> None:
-        self.random, self.ranges = random.Random(1), ours.spec.space.ranges()
+        self.random, self.ranges = random.Random(1), ours.spec.space.parameters()
         self.study = optuna.create_study(
             storage=url,
             study_name="alone",
@@ -155,7 +156,9 @@ def measured(kind: str, levels: Sequence[int], each: int, folder: Path, *, steps
             assert sweep is not None
             corpus = load_corpus(corpus_of(sweep), cache=Home(folder / "home").scans)
             with closing(Study(database.url, spec_of(sweep))) as study:
-                assignment = Assignment(sweep, spec_of(sweep), corpus, study)
+                assignment = Assignment(
+                    sweep, spec_of(sweep), corpus, study, judging.Judge(spec_of(sweep), store, sweep)
+                )
                 ours, alone = Ours(assignment, store), Alone(database.url, assignment)
                 done = 0
                 for level in levels:

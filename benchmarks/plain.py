@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.corpus.data import Corpus, Split, epoch_order
@@ -103,7 +104,7 @@ class PlainStudent(nn.Module):
         self.head = nn.Linear(2 * hidden, classes)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        masks = [mask_of(lengths // r, features.shape[1] // r) for r in self.rates]
+        masks = [mask_of(lengths // r, features.shape[1] // r).to(features.device) for r in self.rates]
         parts = torch.split(features.transpose(1, 2), self.widths, 1)
         x = torch.cat([encode(part, masks) for encode, part in zip(self.encoders, parts, strict=True)], 1)
         out = lengths // self.rates[-1]
@@ -173,6 +174,7 @@ class PlainLoop:
 
     def __init__(self, config: TrainingConfig, corpus: Corpus, model: nn.Module) -> None:
         self.config, self.corpus, self.model = config, corpus, model
+        self.device = next(model.parameters()).device
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -187,16 +189,22 @@ class PlainLoop:
         self.model.train()
         total, glosses, fits = 0.0, 0, train.fits(config.output_stride)
         for rows in np.array_split(order, range(config.batch_size, len(order), config.batch_size)):
-            features, lengths, targets, counts = collate(train, rows[fits[rows]].tolist())
-            self.optimizer.zero_grad()
-            log_probs, out = self.model(features, lengths)
-            loss = F.ctc_loss(log_probs.transpose(0, 1), targets, out, counts, reduction="sum") / counts.sum()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-            self.optimizer.step()
-            total += loss.item() * int(counts.sum())
-            glosses += int(counts.sum())
+            loss, count = self.step(rows[fits[rows]])
+            total += loss * count
+            glosses += count
         return total / glosses, self.wer(), time.perf_counter() - began
+
+    def step(self, rows: NDArray[np.int64]) -> tuple[float, int]:
+        """Loss (nats a gloss) of these training sentences, and their glosses."""
+        features, lengths, targets, counts = collate(self.corpus.train, rows.tolist())
+        self.optimizer.zero_grad()
+        log_probs, out = self.model(features.to(self.device), lengths)
+        targets = targets.to(self.device)
+        loss = F.ctc_loss(log_probs.transpose(0, 1), targets, out, counts, reduction="sum") / counts.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        return loss.item(), int(counts.sum())
 
     @torch.no_grad()
     def wer(self) -> float:
@@ -206,7 +214,8 @@ class PlainLoop:
         for start in range(0, len(dev), config.batch_size):
             rows = range(start, min(start + config.batch_size, len(dev)))
             features, lengths, targets, counts = collate(dev, rows)
-            log_probs, out = self.model(features, lengths)
+            log_probs, out = self.model(features.to(self.device), lengths)
+            targets = targets.to(self.device)
             F.ctc_loss(log_probs.transpose(0, 1), targets, out, counts, reduction="sum", zero_infinity=True).item()
             for row, best, n in zip(rows, log_probs.argmax(-1).tolist(), out.tolist(), strict=True):
                 path = best[:n]

@@ -4,10 +4,10 @@
 
 Features are generated at the lengths of PHOENIX's first sentences. Each way is a process of its own; they take turns,
 an epoch each: features read, normalised and put into batches of 4, in the same order, to the same bits. All files are
-in the page cache. There are npz as `numpy.savez` writes them and as `numpy.savez_compressed` does. The copy reads
-nothing: it fills as large batches from an array that is ready, which nothing that fills batches can beat. Then the
-memory of workers: what a second one that reads the pack holds for itself alone, beyond what a process holds that has
-imported the trainer and read nothing.
+in the page cache. There are npz as `numpy.savez` writes them and as `numpy.savez_compressed` does, and packs with and
+without the normalised features (`model pack --normalised`). The copy reads nothing: it fills as large batches from an
+array that is ready, which nothing that fills batches can beat. Then the memory of workers: what a second one that reads
+the pack holds for itself alone, beyond what a process holds that has imported the trainer and read nothing.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from model.memory import keep_freed_memory
 PHOENIX = ROOT.parent / "shared" / "data" / "phoenix2014-si5" / "annotations"
 FILTER = "phoenix-si5"
 BATCH = 4
+PLAIN, READY = "packed", "packed, normalised"
 FASTER, SECOND_WORKER = Aim(20, most=False), Aim(150, of="value")
 
 
@@ -53,11 +54,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="reading") as folder:
         corpus, packed = Path(folder) / "corpus", Path(folder) / "packed"
         like = ["--like", str(PHOENIX), "--filter", FILTER, "--width", "6516", "--limit", str(sentences)]
-        for words in (["generate", str(corpus), *like], ["pack", str(corpus), str(packed), "--filter", FILTER]):
+        ready = Path(folder) / "ready"
+        packs = [["pack", str(corpus), str(packed)], ["pack", str(corpus), str(ready), "--normalised"]]
+        for words in (["generate", str(corpus), *like], *([*each, "--filter", FILTER] for each in packs)):
             subprocess.run([sys.executable, "-m", "model", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         compressed = compress(corpus, Path(folder) / "compressed")
-        ways = {"npz": corpus, "npz, compressed": compressed, "copy": packed, "packed": packed}
-        rows = [*times(ways, arguments.rounds or (2 if arguments.quick else 5)), *memory(packed)]
+        ways = {"npz": corpus, "npz, compressed": compressed, "copy": packed, PLAIN: packed, READY: ready}
+        rows = [*times(ways, arguments.rounds or (2 if arguments.quick else 5)), *memory(ready)]
     show(rows, as_json=arguments.json)
 
 
@@ -79,22 +82,21 @@ def times(ways: Mapping[str, Path], rounds: int) -> list[Row]:
         readers = {way: stack.enter_context(Reader(way, path)) for way, path in ways.items()}
         # The first round fills the caches.
         taken = [{way: reader.ask("epoch") for way, reader in readers.items()} for _ in range(rounds + 1)][1:]
-        note = f"{readers['packed'].ask('frames'):,} frames"
+        note = f"{readers[READY].ask('frames'):,} frames"
         if len({reader.ask("digest") for way, reader in readers.items() if way != "copy"}) != 1:
             raise SystemExit("they read other bits")
-    ours = median(each["packed"] for each in taken)
     found = []
-    for way in ways:
-        if way != "packed":
-            theirs = median(each[way] for each in taken)
-            ratio = median(each[way] / each["packed"] for each in taken)
-            aim = None if way == "copy" else FASTER
-            found.append(row(f"an epoch read, against {way}", 1e3 * ours, "ms", way, 1e3 * theirs, ratio, aim, note))
+    for ours in (READY, PLAIN):
+        for way in (each for each in ways if each not in (READY, PLAIN)):
+            mine, theirs = (1e3 * median(each[side] for each in taken) for side in (ours, way))
+            ratio = median(each[way] / each[ours] for each in taken)
+            aim = FASTER if ours == READY and way != "copy" else None
+            found.append(row(f"an epoch read, {ours}, against {way}", mine, "ms", way, theirs, ratio, aim, note))
     return found
 
 
 def memory(packed: Path) -> list[Row]:
-    with Reader("imports", packed) as none, Reader("packed", packed) as first, Reader("packed", packed) as second:
+    with Reader("imports", packed) as none, Reader(READY, packed) as first, Reader(READY, packed) as second:
         for reader in (first, second):
             reader.ask("epoch")
         bare, held = none.ask("memory"), second.ask("memory")
@@ -155,7 +157,7 @@ def batch_of(way: str, train: Split) -> Callable[[list[int]], Any]:
 
         return lambda rows: collate(train, rows)[0].numpy()
     keep_freed_memory()  # as the trainer does
-    if way == "packed":
+    if way in (PLAIN, READY):
         return lambda rows: make_batch(train, rows).features
     ready = np.zeros((int(train.lengths.max()), len(train.normalisation.mean)), dtype=np.float32)
     return lambda rows: make_batch(train, rows, lambda row: ready[: train.lengths[row]]).features

@@ -14,6 +14,9 @@ from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 
+WRITTEN = ("benchmarks/results.json", "benchmarks/README.md", "docs/explanation/speed.md", "docs/explanation/scale.png")
+"""What benchmarks write of the repository."""
+
 Met = Literal["stretch", "met", "missed"]
 
 
@@ -109,11 +112,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def about() -> dict[str, str]:
-    """Which code, and when."""
-    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
+def about(root: Path = ROOT) -> dict[str, str]:
+    """Which code, and when: what benchmarks themselves have written since the commit makes no other code of it."""
+    git = ["git", "-C", str(root)]
+    asked = [*git, "describe", "--always", "--exclude", "*"]
     commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    return {"commit": commit, "date": datetime.date.today().isoformat()}
+    changed = [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in WRITTEN)]
+    dirty = subprocess.run(changed, capture_output=True, text=True, check=True).stdout.strip()
+    return {"commit": f"{commit}-dirty" if dirty else commit, "date": datetime.date.today().isoformat()}
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ import psutil
 from rows import ROOT, Aim, Row, parser, row, show
 
 PICTURE = ROOT / "docs" / "explanation" / "scale.png"
-SENTENCES, TRIALS, QUICK = (100, 300, 1_000, 3_000), (100, 300, 1_000), (40, 120)
+SENTENCES, TRIALS, QUICK = (100, 300, 1_000, 3_000), (100, 300, 1_000, 3_000, 10_000), (40, 120)
 SAMPLE_SECONDS = 0.01
 NO_FASTER = Aim(1.1, of="value")
 """Of 1, that of the data, with a tenth for the noise of the clock."""
@@ -91,6 +91,7 @@ def worker_of(folder: Path) -> tuple[Any, Callable[[], None]]:
     from orchestration import Ours
 
     from model.corpus.data import load_corpus
+    from sweeps.judging import Judge
     from sweeps.settings import Home
     from sweeps.spec import corpus_of, spec_of
     from sweeps.store import Store
@@ -109,7 +110,8 @@ def worker_of(folder: Path) -> tuple[Any, Callable[[], None]]:
         study.close()
         store.close()
 
-    return Ours(Assignment(sweep, spec_of(sweep), corpus, study), store), close
+    judge = Judge(spec_of(sweep), store, sweep)
+    return Ours(Assignment(sweep, spec_of(sweep), corpus, study, judge), store), close
 
 
 def asked(what: str, place: Path) -> dict[str, dict[str, float]]:

@@ -50,7 +50,7 @@ home = Home(Path(sys.argv[2]))
 with closing(Store(home.database_url)) as store:
     sweep = store.find_sweep("cold")
     job = Job("cold", home.database_url, (), home, home.root / "checkpoints", home.root / "log")
-    assignment = assigned(job, sweep)
+    assignment = assigned(job, store, sweep)
     read = time.time()
     assert store.claim(sweep.id, "cold", 60.0) is not None
     claimed = time.time()
@@ -89,7 +89,7 @@ def cold_start(folder: Path, data: Path, rounds: int) -> list[Row]:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--sentences", type=int, help="default: 240, and 40 with --quick")
+    options.add_argument("--sentences", type=int, help="default: 960, and 40 with --quick")
     options.add_argument("--trials", type=int, help="of each sweep; default: 8, and 2 with --quick")
     options.add_argument("--epochs", type=int, help="of each trial; default: 4, and 2 with --quick")
     options.add_argument("--rounds", type=int, help="default: 3, and 1 with --quick")
@@ -97,7 +97,7 @@ def main() -> None:
     quick = arguments.quick
     with tempfile.TemporaryDirectory(prefix="workers") as name:
         folder = Path(name)
-        data = sweeping.corpus(folder / "corpus", arguments.sentences or (40 if quick else 240))
+        data = sweeping.corpus(folder / "corpus", arguments.sentences or (40 if quick else 960))
         rounds = arguments.rounds or (1 if quick else 3)
         trials, epochs = arguments.trials or (2 if quick else 8), arguments.epochs or (2 if quick else 4)
         found = [*rates(folder, data, trials, epochs, rounds), *cold_start(folder, data, rounds)]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.corpus.annotations import CorpusError
-from model.corpus.data import Batch, Corpus, Split, epoch_order, make_batch
+from model.corpus.data import Batch, Corpus, Split, epoch_batches, make_batch
 from model.diagnosis import takeoff_epoch
 from model.encoder import make_model, set_output_bias
 from model.evaluate import Evaluation, dev_metrics, evaluate, forward_of, sequence_losses, word_errors_of
@@ -29,6 +29,7 @@ from model.examples import Examples, examples, is_example_epoch, rows_of
 from model.floors import constant_posterior, floors
 from model.memory import keep_freed_memory
 from model.numerics import autocast, first_non_finite
+from model.on_device import on_device
 from model.probes import Losses, permuted_gap, swap_gap
 from model.schedule import learning_rate_at
 from model.types import EpochReport, Stopped, TrainingConfig, mixed_seed
@@ -74,8 +75,8 @@ class Update:
     glosses: int
     norm: float
     """Of the gradient of the loss per gloss, before clipping."""
-    suspect: Batch
-    """Its first batch whose loss was not finite, else its first one."""
+    suspect: NDArray[np.int64]
+    """Training sequences: its first batch whose loss was not finite, else its first one."""
     change: float | None = None
     """Root mean square of the change of all weights; None where nobody asked, and of a skipped step."""
 
@@ -88,13 +89,16 @@ class Update:
 class CTCTrainer:
     """Trains the student on one corpus. See `model.types.Trainer` for the contract.
 
+    Args:
+        features_on_device: whether the features of train and dev lie there. None: on CUDA, where they fit.
+
     Raises:
         CorpusError: no target fits the output stride. (That too few of them fit is for `check` to refuse.)
         ValueError: the device or the precision cannot be had.
     """
 
-    def __init__(self, config: TrainingConfig, corpus: Corpus) -> None:
-        self.config, self.corpus = config, corpus
+    def __init__(self, config: TrainingConfig, corpus: Corpus, features_on_device: bool | None = None) -> None:
+        self.config = config
         self.fits = corpus.train.fits(config.output_stride)
         """Which training sequences have an alignment (N,); the others are left out."""
         if not self.fits.any():
@@ -112,6 +116,7 @@ class CTCTrainer:
             posterior = constant_posterior(train.lengths // config.output_stride, train.targets, len(corpus.vocabulary))
             set_output_bias(self.model, torch.from_numpy(posterior).log())
         self.model.to(self.device)
+        self.corpus = on_device(corpus, self.device, features_on_device)
         self.forward = forward_of(self.model, self.device, config.precision)
         # fused: 10-30 % faster steps.
         self.optimizer = torch.optim.AdamW(
@@ -191,9 +196,9 @@ class CTCTrainer:
 
     def groups(self, epoch: int) -> list[list[NDArray[np.int64]]]:
         """The batches of an epoch (1 for the first), those of one update together: indices of training sequences."""
-        # The order is drawn over all sequences, so that every trial sees the same batches whatever its stride.
-        config, order = self.config, epoch_order(len(self.corpus.train), self.config.data_seed, epoch)
-        batches = np.array_split(order, range(config.batch_size, len(order), config.batch_size))
+        # They are drawn over all sequences, so that every trial sees the same batches whatever its stride.
+        config, lengths = self.config, self.corpus.train.lengths
+        batches = epoch_batches(lengths, config.batch_size, config.data_seed, epoch, config.length_buckets)
         return [batches[i : i + config.accumulate] for i in range(0, len(batches), config.accumulate)]
 
     def begin(self, epoch: int) -> None:
@@ -220,30 +225,36 @@ class CTCTrainer:
             Stopped: `should_stop()` was true before a batch.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        group_loss, glosses, suspect = 0.0, 0, None
+        losses, glosses, batches = [], 0, []
         for indices in group:
             if should_stop():
                 raise Stopped
             self.step += 1
-            if not self.fits[indices].any():
+            rows = indices[self.fits[indices]]
+            if not len(rows):
                 continue
-            batch = make_batch(self.corpus.train, indices[self.fits[indices]])
+            batch = make_batch(self.corpus.train, rows)
             loss = self._loss(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            value = loss.item()
-            if suspect is None or (np.isfinite(group_loss) and not np.isfinite(value)):
-                suspect = batch
-            group_loss += value
             glosses += int(batch.target_lengths.sum())
+            del batch  # its memory is that of the next one
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            batches.append(rows)
         self.updates += 1
-        if suspect is None:
+        if not batches:
             return None
         # Nats per gloss over the whole group, so that accumulating equals one large batch.
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(glosses)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm).item()
-        done = Update(group_loss, glosses, norm, suspect)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        *values, size = torch.stack([*losses, norm]).tolist()  # together: each transfer waits for the GPU
+        loss_sum, suspect = 0.0, batches[0]
+        for rows, value in zip(batches, values, strict=True):
+            if np.isfinite(loss_sum) and not np.isfinite(value):
+                suspect = rows
+            loss_sum += value
+        done = Update(loss_sum, glosses, size, suspect)
         if not done.finite:
             return done
         for settings in self.optimizer.param_groups:
@@ -259,21 +270,22 @@ class CTCTrainer:
         Batch statistics move: measure with a trainer that will not train.
         """
         self.model.train()
-        n, size = len(self.corpus.train), self.config.batch_size
-        order = epoch_order(n, self.config.data_seed, 1)
-        order = order[self.fits[order]]
-        seconds = []
-        for start in range(0, min(len(order), steps * size), size):
+        train = self.corpus.train
+        batches = [indices[self.fits[indices]] for group in self.groups(1) for indices in group]
+        batches = [rows for rows in batches if len(rows)]
+        per_frame = []  # batches of one length bucket are far from as long as each other
+        for rows in batches[:steps]:
             began = time.perf_counter()
-            loss = self._loss(make_batch(self.corpus.train, order[start : start + size]))
+            loss = self._loss(make_batch(train, rows))
             loss.backward()  # type: ignore[no-untyped-call]
             if self.device.type == "cuda":  # where a call returns before its work is done
                 torch.cuda.synchronize(self.device)
-            seconds.append(time.perf_counter() - began)
+            per_frame.append((time.perf_counter() - began) / train.lengths[rows].sum())
         self.model.zero_grad(set_to_none=True)
         began = time.perf_counter()
         self.evaluate(self.corpus.dev)
-        return float(np.median(seconds)) * n / size + time.perf_counter() - began
+        frames = train.lengths[self.fits].sum()
+        return float(np.median(per_frame) * frames) + time.perf_counter() - began
 
     def evaluate(
         self,
@@ -334,13 +346,11 @@ class CTCTrainer:
         self.dev_losses, self.dev_wers = list(state["dev_losses"]), list(state["dev_wers"])
 
     def _loss(self, batch: Batch) -> Tensor:
-        log_probs, lengths = self.forward(batch)
-        return ctc_loss_sum(
-            log_probs,
-            lengths,
-            torch.from_numpy(batch.targets).to(self.device),
-            torch.from_numpy(batch.target_lengths).to(self.device),
-        )
+        log_probs, _ = self.forward(batch)
+        # The loss wants lengths on the host: from a GPU it would fetch them, and wait.
+        lengths, target_lengths = batch.lengths // self.config.output_stride, batch.target_lengths
+        targets = torch.from_numpy(batch.targets).to(self.device)
+        return ctc_loss_sum(log_probs, torch.from_numpy(lengths), targets, torch.from_numpy(target_lengths))
 
     def _watch(self, should_stop: Callable[[], bool]) -> Callable[[], None]:
         def on_batch() -> None:
@@ -356,12 +366,13 @@ class CTCTrainer:
         moved = [(p - old).square().sum() for p, old in zip(self.model.parameters(), before, strict=True)]
         return float((torch.stack(moved).sum() / sum(old.numel() for old in before)).sqrt())
 
-    def _where_not_finite(self, batch: Batch, epoch: int, update: int) -> str:
-        """One line for the log: the first module that gave a value that is not finite."""
-        features, lengths = (torch.from_numpy(x).to(self.device) for x in (batch.features, batch.lengths))
+    def _where_not_finite(self, rows: NDArray[np.int64], epoch: int, update: int) -> str:
+        """One line for the log: the first module that gave a value that is not finite on these training sequences."""
+        batch = make_batch(self.corpus.train, rows)
+        features, lengths = (torch.as_tensor(x, device=self.device) for x in (batch.features, batch.lengths))
         with autocast(self.config.precision, self.device):
             module = first_non_finite(self.model, features, lengths)
-        names = ", ".join(self.corpus.train.ids[i] for i in batch.indices)
+        names = ", ".join(self.corpus.train.ids[i] for i in rows)
         where = f"first in {module}" if module else "in the loss or the gradient, after finite outputs"
         text = f"epoch {epoch}, update {update + 1}: not finite {where} (batch {names})"
         log.warning("%s; the update is skipped", text)

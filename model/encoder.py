@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.jagged import BatchNorm, BiLSTM, Conv, DepthwiseConv, Frames, Pointwise, Windows
+from model.jagged import BatchNorm, BiLSTM, Conv, DepthwiseConv, Frames, Pointwise, Windows, full
 from model.types import TrainingConfig
 
 BLOCK_STRIDES = {1: (1, 2, 1), 2: (1, 2, 1), 4: (1, 2, 1), 8: (2, 2, 1), 16: (2, 2, 2)}
@@ -105,7 +105,7 @@ def upsample(x: Tensor, before: Frames, after: Frames, factor: int) -> Tensor:
     low = at.long()
     high = (low + 1).minimum(before.lengths[after.sequence] - 1)
     start = before.starts[after.sequence]
-    return x.index_select(0, start + low).lerp(x.index_select(0, start + high), (at - low)[:, None])
+    return x.index_select(0, start + low).lerp(x.index_select(0, start + high), (at - low).to(x.dtype)[:, None])
 
 
 class Student(nn.Module):
@@ -148,8 +148,8 @@ class Student(nn.Module):
             lengths: (B,) valid frames, at least `stride` each.
 
         Returns:
-            Log-probabilities (B, T // stride, V) in float32, zero where padded, and their lengths (B,), both where the
-            features are. (`lengths` are best on the CPU.)
+            Log-probabilities (B, T // stride, V) in full precision, zero where padded, and their lengths (B,), both
+            where the features are. (`lengths` are best on the CPU.)
         """
         rate, device = self.rates[-1], features.device
         given, after = Frames.of(lengths), Frames.of(lengths // self.stride).to(device)
@@ -192,7 +192,7 @@ class BiLSTMControl(nn.Module):
 def _read_out(model: Student | BiLSTMControl, x: Tensor, frames: Frames, longest: int) -> tuple[Tensor, Tensor]:
     """From frames (N, C) to log-probabilities (B, longest, V) and lengths (B,)."""
     y = model.dropout(model.lstm(model.dropout(x), frames))
-    return frames.padded(model.head(y).float().log_softmax(-1), longest), frames.lengths
+    return frames.padded(full(model.head(y)).log_softmax(-1), longest), frames.lengths
 
 
 def make_model(config: TrainingConfig, widths: Sequence[int], classes: int) -> Student | BiLSTMControl:

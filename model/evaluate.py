@@ -30,7 +30,7 @@ def forward_of(model: nn.Module, device: torch.device, precision: str = "float32
     """The model's forward pass on `device`, under autocast where `precision` asks for it."""
 
     def forward(batch: Batch) -> tuple[Tensor, Tensor]:
-        features = torch.from_numpy(batch.features).to(device)
+        features = torch.as_tensor(batch.features, device=device)
         with autocast(precision, device):
             log_probs, lengths = model(features, torch.from_numpy(batch.lengths))
         return log_probs, lengths

@@ -13,6 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def full(x: Tensor) -> Tensor:
+    """In float32, where autocast gave less; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Frames(NamedTuple):
     """Where the frames of each sequence stand."""
 
@@ -24,15 +29,19 @@ class Frames(NamedTuple):
     """Which sequence a frame belongs to (N,)."""
     time: Tensor
     """Which of its frames it is, from 0 (N,)."""
+    longest: int
+    """Of the lengths. Known here, so that nobody has to ask a GPU for it and wait."""
 
     @classmethod
     def of(cls, lengths: Tensor) -> Frames:
         starts = lengths.cumsum(0) - lengths
         sequence = torch.repeat_interleave(lengths)
-        return cls(lengths, starts, sequence, torch.arange(len(sequence), device=lengths.device) - starts[sequence])
+        time = torch.arange(len(sequence), device=lengths.device) - starts[sequence]
+        return cls(lengths, starts, sequence, time, int(lengths.max()))
 
     def to(self, device: torch.device) -> Frames:
-        return Frames(*(each.to(device, non_blocking=True) for each in self))
+        lengths, starts, sequence, time = (each.to(device, non_blocking=True) for each in self[:4])
+        return Frames(lengths, starts, sequence, time, self.longest)
 
     def packed(self, padded: Tensor) -> Tensor:
         """(B, T, C) to (N, C)."""
@@ -45,9 +54,9 @@ class Frames(NamedTuple):
         return flat.view(batch, frames, -1)
 
     def mean(self, x: Tensor) -> Tensor:
-        """(N, C) to each sequence's mean over its frames (B, C), in float32."""
-        sums = torch.zeros(len(self.lengths), x.shape[1], device=x.device).index_add(0, self.sequence, x.float())
-        return sums / self.lengths[:, None]
+        """(N, C) to each sequence's mean over its frames (B, C), in full precision."""
+        x = full(x)
+        return x.new_zeros(len(self.lengths), x.shape[1]).index_add(0, self.sequence, x) / self.lengths[:, None]
 
     def _places(self, frames: int) -> Tensor:
         return self.sequence * frames + self.time
@@ -136,7 +145,7 @@ class DepthwiseConv(nn.Conv1d):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over (N, C), in float32. Statistics that are not finite do not stay."""
+    """Batch normalisation over (N, C), in full precision. Statistics that are not finite do not stay."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -150,7 +159,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.float()
+        x = full(x)
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
@@ -208,7 +217,8 @@ def _in_groups(frames: Frames, size: int) -> tuple[list[tuple[Tensor, Tensor]], 
     groups, first = [], torch.empty_like(lengths)  # first: the place of each sequence's first frame
     total = 0
     for members in torch.split(order, size):
-        own, longest = lengths[members][:, None], int(lengths[members[0]])
+        own = lengths[members][:, None]
+        longest = frames.longest if len(members) == len(lengths) else int(lengths[members[0]])
         time = torch.arange(longest, device=lengths.device)
         start = frames.starts[members][:, None]
         groups.append((start + time.minimum(own - 1), start + (own - 1 - time).clamp(min=0)))

@@ -164,7 +164,7 @@ def overfit(
         most_steps=steps,
         test=test,
         control=control,
-        locality=time_locality(model, torch.from_numpy(batch.features), torch.from_numpy(batch.lengths)),
+        locality=time_locality(model, torch.as_tensor(batch.features), torch.from_numpy(batch.lengths)),
         seconds=time.perf_counter() - began,
     )
 

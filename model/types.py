@@ -80,6 +80,12 @@ class TrainingConfig(BaseModel):
 
     epochs: int = Field(24, ge=1, le=1_000_000, description="epochs at most")
     batch_size: int = Field(4, ge=1, le=1_000_000, description="sequences a step")
+    length_buckets: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="so many batches' sequences are sorted by length together: less padding, another order; 0: none",
+    )
     accumulate: int = Field(1, ge=1, le=1_000_000, description="steps whose gradients are summed before one update")
     eval_batch_size: int = Field(32, ge=1, le=1_000_000, description="sequences a forward pass on dev")
     learning_rate: float = Field(5e-4, gt=0, le=10, description="peak learning rate of AdamW")

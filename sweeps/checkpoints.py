@@ -90,7 +90,7 @@ def save(
 
     checkpoint = checkpoint_of(run, identity, trainer, config, corpus, reports)
     if better:
-        write(files.best, checkpoint)
+        write(files.best, without_optimizer(checkpoint))  # nobody goes on from the best, and a third is written sooner
     write(files.last, checkpoint, keep=files.previous)  # last: once it stands, the epoch is over
 
 

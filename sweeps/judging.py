@@ -65,33 +65,6 @@ def rows_of(reports: Sequence[EpochReport], constant_wer: float, before: Sequenc
     return rows
 
 
-def judge_all(
-    spec: SweepSpec,
-    store: Store,
-    sweep: SweepRow,
-    claim: Claim,
-    config: TrainingConfig,
-    reports: Sequence[EpochReport],
-    first: int,
-) -> TrialState | None:
-    """Steps 4 to 6 for each epoch in turn, as if the database had never been away: recorded, then judged.
-
-    Args:
-        reports: every epoch of the trial.
-        first: the first epoch to record and judge; 0: before its first.
-
-    Returns: how the trial ended; None if it goes on. Epochs after the one that ended it are dropped.
-    """
-    constant_wer = sweep.floors.constant_wer
-    for epoch in range(first, len(reports) + 1):
-        if epoch:
-            record(store, claim, reports[epoch - 1 : epoch], constant_wer, before=reports[: epoch - 1])
-        state = finish_if_over(spec, store, sweep, claim, config, reports[:epoch])
-        if state is not None:
-            return state
-    return None
-
-
 ENDINGS = {
     "epochs": "trained all its {epochs} epochs",
     "patience": "stopped after {patience} epochs without a better WER (patience, counted from {patience_starts})",
@@ -99,57 +72,138 @@ ENDINGS = {
 VERDICTS = {"learned": "Learned", "never_learned": "Never learned", "collapsed": "Learned, then lost it"}
 
 
-def finish_if_over(
-    spec: SweepSpec,
+class Judge:
+    """Steps 4 to 6 of one sweep's trials, in one process: how a trial that is over looks to the rules is seen once."""
+
+    def __init__(self, spec: SweepSpec, store: Store, sweep: SweepRow) -> None:
+        self._spec, self._store, self._sweep = spec, store, sweep
+        self._seen: dict[int, tuple[TrialRow, pruning.History]] = {}
+        """By the trial's id."""
+        self._took_off = False
+        """Whether any trial has."""
+        self._condemned: dict[tuple[int, int], bool] = {}
+        """By id and attempt of a trial that is trained here: nobody else condemns it meanwhile."""
+
+    def judge_all(
+        self, claim: Claim, config: TrainingConfig, reports: Sequence[EpochReport], first: int
+    ) -> TrialState | None:
+        """Steps 4 to 6 for each epoch in turn, as if the database had never been away: recorded, then judged.
+
+        Args:
+            reports: every epoch of the trial.
+            first: the first epoch to record and judge; 0: before its first.
+
+        Returns: how the trial ended; None if it goes on. Epochs after the one that ended it are dropped.
+        """
+        constant_wer = self._sweep.floors.constant_wer
+        for epoch in range(first, len(reports) + 1):
+            if epoch:
+                record(self._store, claim, reports[epoch - 1 : epoch], constant_wer, before=reports[: epoch - 1])
+            state = self.finish_if_over(claim, config, reports[:epoch])
+            if state is not None:
+                return state
+        return None
+
+    def finish_if_over(self, claim: Claim, config: TrainingConfig, reports: Sequence[EpochReport]) -> TrialState | None:
+        """Steps 5 and 6: end the trial if it has ended by itself or is to be pruned; says how it ended, if it did.
+
+        A trial that is condemned and audited goes on, and no rule is asked about it again.
+        """
+        spec, store, sweep = self._spec, self._store, self._sweep
+        constant_wer = sweep.floors.constant_wer
+        ended = why_ended(reports, config, constant_wer)
+        if ended == "diverged":
+            return _stop(store, sweep, claim, _diverged(reports[-1]))
+        if ended is not None:
+            _complete(store, claim, config, reports, ended, constant_wer)
+            return TrialState.COMPLETE
+        if isinstance(spec.pruner, NoPruner) or not reports or self._is_condemned(claim):
+            return None
+        trial = pruning.History(claim.number, reports, config, constant_wer)
+        siblings = self.histories(without=claim.trial_id)
+        if isinstance(spec.pruner, Plateau):
+            decision = pruning.decide(
+                trial,
+                siblings,
+                sweep.floors,
+                dev_sequences=sweep.facts.get("dev_sequences"),
+                grace_epochs=spec.pruner.grace_epochs,
+            )
+        else:
+            decision = decide_by(spec.pruner, trial, siblings, study_name=sweep.name)
+        if decision is None:
+            return None
+        if is_audited(spec.seed, claim.number, spec.pruner.audit_share):
+            log.info("trial %d condemned, and audited: %s", claim.number, decision.reason)
+            store.audit(claim, DecisionRow(claim.trial_id, claim.number, action="audited", **_fields(decision)))
+            self._condemned[claim.trial_id, claim.attempt] = True
+            return None
+        return _stop(store, sweep, claim, decision)
+
+    def _is_condemned(self, claim: Claim) -> bool:
+        key = claim.trial_id, claim.attempt
+        if key not in self._condemned:
+            self._condemned[key] = self._store.decision(claim.trial_id) is not None
+        return self._condemned[key]
+
+    def is_paused(self, sweep: SweepRow) -> bool:
+        """Whether the sweep, as it is now, is to go on no further for now. Where nothing takes off it alarms here,
+        once. One that is being stopped lets its running trials finish.
+        """
+        if sweep.state is SweepState.STOPPING:
+            return False
+        if sweep.state is not SweepState.RUNNING:
+            return True
+        if self._took_off or "alarm" in sweep.facts:
+            return False
+        trials = self._store.siblings(sweep)
+        took_off = sweep.floors.constant_wer - TAKEOFF_MARGIN
+        self._took_off = any(t.best_wer is not None and t.best_wer <= took_off for t in trials)
+        if self._took_off:
+            return False
+        failed = {trial.number for trial in trials if trial.state is TrialState.FAILED}
+        seen = [history for history in self.histories() if history.number not in failed]
+        found = alarm(seen, sweep.floors, sweep.budget["trials"], sweep.facts.get("dev_sequences"))
+        if found is None:
+            return False
+        cause = found.cause.replace("_", " ")
+        reason = f"nothing takes off (likely cause: {cause}); run it again to go on all the same"
+        pause = self._spec.on_alarm == "pause"
+        if self._store.raise_alarm(sweep.id, found.as_json(), reason if pause else None):
+            log.warning("the sweep alarms: %s", found.sentence)
+        return pause
+
+    def histories(self, without: int | None = None) -> list[pruning.History]:
+        """The sweep's trials as the rules see them, by number, but for the one with the id `without`."""
+        found = []
+        for trial, reports in self._store.curves(self._sweep, without):
+            if not reports:
+                continue
+            known = self._seen.get(trial.id)
+            if known is None or known[0] is not trial:  # of one that is over the store gives the same row again
+                known = self._seen[trial.id] = trial, history_of(self._spec, self._sweep, trial, reports)
+            found.append(known[1])
+        return found
+
+
+def _complete(
     store: Store,
-    sweep: SweepRow,
     claim: Claim,
     config: TrainingConfig,
     reports: Sequence[EpochReport],
-) -> TrialState | None:
-    """Steps 5 and 6: end the trial if it has ended by itself or is to be pruned; says how it ended, if it did.
-
-    A trial that is condemned and audited goes on, and no rule is asked about it again.
-    """
-    constant_wer = sweep.floors.constant_wer
+    ended: str,
+    constant_wer: float,
+) -> None:
     wers = [r.wer for r in reports]
-    ended = why_ended(reports, config, constant_wer)
-    if ended == "diverged":
-        return _stop(store, sweep, claim, _diverged(reports[-1]))
-    condemned = store.decision(claim.trial_id)
-    if ended is not None:
-        verdict = verdict_of(wers, constant_wer)
-        best = best_epoch(wers)
-        result = f"best WER {best[1]:.1%} at epoch {best[0]}" if best else "no finite WER"
-        floor = f"the best constant sentence scores {constant_wer:.1%}"
-        how = ENDINGS[ended].format(**config.model_dump())
-        reason = f"{VERDICTS[verdict]}: {how}; {result}, {floor}."
-        if condemned:
-            reason += f" Audited: the rule {condemned.rule} would have stopped it at epoch {condemned.epoch}."
-        evidence = {"constant_wer": constant_wer, "epochs": len(reports)}
-        store.finish(claim, TrialState.COMPLETE, verdict=verdict, reason=reason, rule=ended, evidence=evidence)
-        return TrialState.COMPLETE
-    if isinstance(spec.pruner, NoPruner) or not reports or condemned:
-        return None
-    trial = pruning.History(claim.number, reports, config, constant_wer)
-    siblings = histories(spec, store, sweep, without=claim.trial_id)
-    if isinstance(spec.pruner, Plateau):
-        decision = pruning.decide(
-            trial,
-            siblings,
-            sweep.floors,
-            dev_sequences=sweep.facts.get("dev_sequences"),
-            grace_epochs=spec.pruner.grace_epochs,
-        )
-    else:
-        decision = decide_by(spec.pruner, trial, siblings, study_name=sweep.name)
-    if decision is None:
-        return None
-    if is_audited(spec.seed, claim.number, spec.pruner.audit_share):
-        log.info("trial %d condemned, and audited: %s", claim.number, decision.reason)
-        store.audit(claim, DecisionRow(claim.trial_id, claim.number, action="audited", **_fields(decision)))
-        return None
-    return _stop(store, sweep, claim, decision)
+    verdict, best, condemned = verdict_of(wers, constant_wer), best_epoch(wers), store.decision(claim.trial_id)
+    result = f"best WER {best[1]:.1%} at epoch {best[0]}" if best else "no finite WER"
+    floor = f"the best constant sentence scores {constant_wer:.1%}"
+    how = ENDINGS[ended].format(**config.model_dump())
+    reason = f"{VERDICTS[verdict]}: {how}; {result}, {floor}."
+    if condemned:
+        reason += f" Audited: the rule {condemned.rule} would have stopped it at epoch {condemned.epoch}."
+    evidence = {"constant_wer": constant_wer, "epochs": len(reports)}
+    store.finish(claim, TrialState.COMPLETE, verdict=verdict, reason=reason, rule=ended, evidence=evidence)
 
 
 def _diverged(last: EpochReport) -> pruning.Decision:
@@ -182,41 +236,6 @@ def _stop(store: Store, sweep: SweepRow, claim: Claim, decision: pruning.Decisio
 
 def _fields(decision: pruning.Decision) -> dict[str, Any]:
     return {**asdict(decision), "siblings": list(decision.siblings)}
-
-
-def is_paused(spec: SweepSpec, store: Store, sweep: SweepRow) -> bool:
-    """Whether the sweep is to go on no further for now. Where nothing takes off it alarms here, once. One that is being
-    stopped lets its running trials finish.
-    """
-    sweep = reread(store, sweep)
-    if sweep.state is SweepState.STOPPING:
-        return False
-    if sweep.state is not SweepState.RUNNING:
-        return True
-    trials = store.siblings(sweep)
-    took_off = sweep.floors.constant_wer - TAKEOFF_MARGIN
-    if "alarm" in sweep.facts or any(t.best_wer is not None and t.best_wer <= took_off for t in trials):
-        return False
-    failed = {trial.number for trial in trials if trial.state is TrialState.FAILED}
-    seen = [history for history in histories(spec, store, sweep) if history.number not in failed]
-    found = alarm(seen, sweep.floors, sweep.budget["trials"], sweep.facts.get("dev_sequences"))
-    if found is None:
-        return False
-    cause = found.cause.replace("_", " ")
-    reason = f"nothing takes off (likely cause: {cause}); run it again to go on all the same"
-    pause = spec.on_alarm == "pause"
-    if store.raise_alarm(sweep.id, found.as_json(), reason if pause else None):
-        log.warning("the sweep alarms: %s", found.sentence)
-    return pause
-
-
-def histories(spec: SweepSpec, store: Store, sweep: SweepRow, without: int | None = None) -> list[pruning.History]:
-    """The sweep's trials as the rules see them, but for the one with the id `without`."""
-    return [
-        history_of(spec, sweep, trial, reports)
-        for trial, reports in store.curves(sweep)
-        if trial.id != without and reports
-    ]
 
 
 def history_of(spec: SweepSpec, sweep: SweepRow, trial: TrialRow, reports: Sequence[EpochReport]) -> pruning.History:

@@ -113,7 +113,7 @@ def prepare(
         spec.trainer.device,
         *(values.get("device") for values in spec.first_trials.values()),
     }:
-        _check_cuda()
+        device_here("cuda")
     longest = strides(spec)[-1]
     fatal = check_corpus(config, longest, cache=home.scans).fatal
     if fatal and not force:
@@ -131,13 +131,30 @@ def strides(spec: SweepSpec) -> list[int]:
     return sorted({*map(int, given), *named})
 
 
-def _check_cuda() -> None:
+def device_here(wanted: str) -> str:
+    """`cpu` or `cuda`: where a trial with that `trainer.device` is trained on this machine.
+
+    Raises:
+        SpecError: CUDA is wanted and there is none.
+    """
     from model.ctc import pick_device
 
     try:
-        pick_device("cuda")
+        return pick_device(wanted).type
     except ValueError as error:
         raise SpecError(f"trainer.{error}") from error
+
+
+def corpus_config_here(
+    sweep: SweepRow, home: Home, given: Path | None = None, progress: Progress | None = None
+) -> CorpusConfig:
+    """Where the corpus of a sweep lies on this machine. Arguments as `corpus_here`."""
+    spec, config = spec_of(sweep), corpus_of(sweep)
+    if given is not None:
+        return config.model_copy(update={"path": given})
+    if spec.corpus.generated is not None and not config.path.exists():
+        return config.model_copy(update={"path": generate(spec.corpus.generated, home.corpora, progress)})
+    return config
 
 
 def corpus_here(sweep: SweepRow, home: Home, given: Path | None = None, progress: Progress | None = None) -> Corpus:
@@ -149,13 +166,8 @@ def corpus_here(sweep: SweepRow, home: Home, given: Path | None = None, progress
     Raises:
         CannotWork: it is not here, or is another one.
     """
-    spec, config = spec_of(sweep), corpus_of(sweep)
-    if given is not None:
-        config = config.model_copy(update={"path": given})
     try:
-        if spec.corpus.generated is not None and given is None and not config.path.exists():
-            config = config.model_copy(update={"path": generate(spec.corpus.generated, home.corpora, progress)})
-        corpus = load_corpus(config, cache=home.scans, progress=progress)
+        corpus = load_corpus(corpus_config_here(sweep, home, given, progress), cache=home.scans, progress=progress)
     except CorpusError as error:
         raise CannotWork(sweep.name, str(error)) from error
     if corpus.hash != sweep.facts["corpus_hash"]:

@@ -16,7 +16,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from heapq import nsmallest
+from itertools import accumulate, islice
 from math import exp, inf, isfinite, log, nan
 from statistics import NormalDist
 
@@ -50,6 +51,10 @@ SPREAD_AT_END = 0.2
 
 PRIOR_TRIALS = 8
 """The spread above counts as if so many trials of the sweep had shown it; those that ended by themselves add theirs."""
+
+LATEST_TRIALS = 50
+"""... the latest of them: so many settle a standard deviation to a tenth, and a decision takes no longer in a sweep of
+thousands."""
 
 LEAST_CHANCE = 0.18
 """A trial is stopped when its chance to beat the best one is below this times the share of its epochs left: what it
@@ -112,7 +117,7 @@ class History:
         """Lowest finite dev loss until each epoch (nats per gloss); infinite before the first."""
         return _lowest((report.value("dev/loss") for report in self.reports), inf)
 
-    @property
+    @cached_property
     def best_wer(self) -> float:
         """Lowest WER so far, that of the best constant sentence at most (fraction)."""
         return self.lowest_wers[-1]
@@ -171,7 +176,7 @@ def decide(
 
     Args:
         trial: with at least one epoch.
-        siblings: the sweep's other trials, finished or not.
+        siblings: the sweep's other trials, finished or not, by number.
         floors: what knowing nothing scores on the sweep's corpus.
         dev_sequences: sequences of dev, where known.
         grace_epochs: nothing is stopped before; default a twelfth of the epochs, at least 2.
@@ -300,11 +305,11 @@ def _best(siblings: Sequence[History]) -> list[History]:
     """The siblings with the lowest WERs. One that a rule stopped counts only if there is no other: it would have come
     to less.
     """
-    return _ranked([s for s in siblings if not s.stopped] or siblings)[:ANCHORS]
+    return _first([s for s in siblings if not s.stopped] or siblings, ANCHORS)
 
 
-def _ranked(siblings: Sequence[History]) -> list[History]:
-    return sorted(siblings, key=lambda s: (s.best_wer, s.number))
+def _first(siblings: Sequence[History], count: int) -> list[History]:
+    return nsmallest(count, siblings, key=lambda s: (s.best_wer, s.number))
 
 
 def _predicted(trial: History, anchors: Sequence[History], epoch: int, most: float) -> float:
@@ -344,19 +349,24 @@ def _loss_cap(floors: Floors) -> float:
 
 
 def outlook(trial: History, siblings: Sequence[History], floors: Floors) -> Outlook:
-    """Where a trial would end, judged by siblings that took off (at least one).
+    """Where a trial would end, judged by siblings that took off (at least one), by number.
 
     The spread begins as `default_spread`; each sibling that ended by itself adds how far it ended from what the other
     ones would have predicted for it at this epoch.
     """
+    return _outlook(trial, siblings, _best(siblings), floors)
+
+
+def _outlook(trial: History, siblings: Sequence[History], anchors: Sequence[History], floors: Floors) -> Outlook:
     epoch = trial.reports[-1].epoch
     most = _loss_cap(floors)
-    found = _predicted(trial, _best(siblings), epoch, most)
+    found = _predicted(trial, anchors, epoch, most)
     spread = default_spread(epoch / trial.config.epochs)
-    finished = [s for s in siblings if s.ended and not s.stopped and len(s.reports) > epoch]
+    ended = (s for s in reversed(siblings) if s.ended and not s.stopped and len(s.reports) > epoch)
+    finished = list(islice(ended, LATEST_TRIALS))[::-1]
     squares = 0.0
     if len(finished) > 1:
-        first = _ranked(finished)[: ANCHORS + 1]  # one more: each is judged by the others
+        first = _first(finished, ANCHORS + 1)  # one more: each is judged by the others
         for sibling in finished:
             others = [s for s in first if s is not sibling][:ANCHORS]
             squares += (log(max(sibling.best_wer, SMALLEST_WER)) - _predicted(sibling, others, epoch, most)) ** 2
@@ -373,7 +383,7 @@ def _too_slow(trial: History, took_off: Sequence[History], floors: Floors) -> De
     weight = wer_weight(trial, now.epoch, anchors)
     if trial.takeoff is None and weight:
         return None  # in the plateau WER alone is no evidence
-    seen = outlook(trial, took_off, floors)
+    seen = _outlook(trial, took_off, anchors, floors)
     chance, least = seen.chance_below(best), LEAST_CHANCE * (1 - now.epoch / config.epochs)
     if chance >= least:
         return None

@@ -13,18 +13,23 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from threading import Event, Lock
-from typing import Protocol
+from typing import Any, Protocol
 
+from model.corpus.data import CorpusConfig
 from model.diagnosis import counted
 from model.range_test import RangeTest
-from sweeps.errors import DatabaseUnavailable, RangeTestFailed, SweepBusy
+from model.types import TrainingConfig
+from sweeps.errors import DatabaseUnavailable, RangeTestFailed, SpecError, SweepBusy
 from sweeps.judging import reread
 from sweeps.keeper import BEAT_SECONDS, Keeper, News, has_work, no_news
 from sweeps.mirror import Mirror
 from sweeps.patience import wait
+from sweeps.preparing import device_here
 from sweeps.processes import deaf_children
 from sweeps.ramp import Failure, Progress, Ramp, ramp_process
 from sweeps.records import Runner, SweepRow, TrialRow
+from sweeps.settings import Home
+from sweeps.sharing import Share, Trial, cores_here, footprint_process, not_measured, share_of
 from sweeps.spec import SweepSpec
 from sweeps.states import SweepState
 from sweeps.store import Store
@@ -269,15 +274,55 @@ def run_range_test(ramp: Ramp, stop: Event, progress: Callable[[int, int], None]
     Raises:
         RangeTestFailed: it has no result; says why.
     """
+    answer = _asked(ramp_process, ramp, "range test", stop, progress)
+    if isinstance(answer, Failure):
+        raise RangeTestFailed(answer.reason, str(ramp.log))
+    assert answer is None or isinstance(answer, RangeTest)
+    return answer
+
+
+def share_here(
+    spec: SweepSpec, corpus: Callable[[], CorpusConfig], trainer: str | None, home: Home, stop: Event
+) -> Share:
+    """How many workers this machine gets by a spec. Where a trial has to be measured for that, it is trained in a
+    process of its own, some steps; if `stop` is set first, it is one.
+
+    Raises:
+        SpecError: it could not be measured.
+    """
+
+    def measure(config: TrainingConfig) -> tuple[int, int]:
+        if trainer is not None:
+            raise SpecError(
+                f"workers_per_device: auto: measures the built-in trainer alone, and this sweep has {trainer}; write a "
+                "number, or name one with --workers"
+            )
+        trial = Trial(config, corpus(), home.scans, home.logs(spec.name) / "footprint.log")
+        answer: tuple[int, int] | Failure | None = _asked(footprint_process, trial, "footprint", stop)
+        if isinstance(answer, Failure):
+            raise not_measured(answer, trial)
+        return answer or (0, 0)
+
+    return share_of(spec, device_here, cores_here, measure)
+
+
+def _asked(
+    target: Callable[..., None],
+    task: Any,
+    name: str,
+    stop: Event,
+    progress: Callable[[int, int], None] = lambda done, steps: None,
+) -> Any:
+    """What a process that is given this task answers, or a `Failure`; None if `stop` was set first."""
     spawn = multiprocessing.get_context("spawn")
     theirs, ours = spawn.Pipe(duplex=False)
     answers, answering = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=ramp_process, args=(ramp, theirs, answering), name="range test")
+    process = spawn.Process(target=target, args=(task, theirs, answering), name=name)
     with deaf_children():
         process.start()
     theirs.close()
     answering.close()
-    answer: RangeTest | Failure | None = None
+    answer: Any = None
     try:
         while answer is None and not stop.is_set():
             if not answers.poll(POLL_SECONDS):
@@ -293,8 +338,6 @@ def run_range_test(ramp: Ramp, stop: Event, progress: Callable[[int, int], None]
     finally:
         _end([_Process(process, ours)])
         answers.close()
-    if isinstance(answer, Failure):
-        raise RangeTestFailed(answer.reason, str(ramp.log))
     return answer
 
 

@@ -228,6 +228,10 @@ NOT_SEARCHED: Mapping[str, str] = {
 }
 """Fields of the trainer that no space may have, and why."""
 
+LATER_TRAINER = ("length_buckets",)
+"""Fields of the trainer that came after the first specs were stored: left out of a sweep's identity at their defaults,
+so those keep their digest."""
+
 _THE_FOUR = ("learning_rate", "warmup_start_factor", "dropout", "patience")
 
 JOINING: Mapping[str, Any] = {
@@ -593,10 +597,19 @@ SEEDS = ("seed", "data_seed")
 """Fields that follow from the sweep's seed, unless a named trial sets them."""
 
 
+MOST_WORKERS = 64
+
+
+def _workers_or_auto(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_WORKERS):
+        return value
+    raise ValueError(f"{_shown(value)}: write a number of workers from 1 to {MOST_WORKERS}, or auto")
+
+
 class SweepSpec(Section):
     """A sweep: corpus, trainer, space, first trials, sampler, pruner, budget, workers."""
 
-    later = ("warm_start",)
+    later = ("warm_start", "workers_per_device")
 
     name: str
     corpus: CorpusSpec
@@ -612,7 +625,10 @@ class SweepSpec(Section):
     warm_start: tuple[str, ...] = Field(
         (), max_length=20, description="earlier sweeps whose trials the sampler is shown"
     )
-    workers: int = Field(1, ge=1, le=64)
+    workers: int = Field(1, ge=1, le=MOST_WORKERS)
+    workers_per_device: Annotated[int | Literal["auto"], BeforeValidator(_workers_or_auto)] = Field(
+        1, description="instead of `workers`: how many share the device of a machine; from 1 to 64, or `auto`"
+    )
     milestones: str = Field(
         milestones.written(milestones.DEFAULT),
         max_length=2_000,
@@ -683,6 +699,11 @@ class SweepSpec(Section):
             for name, values in self.first_trials.items()
         }
         object.__setattr__(self, "first_trials", checked)
+        if self.workers != 1 and self.workers_per_device != 1:
+            raise ValueError(
+                f"workers_per_device: {self.workers_per_device}: says how many workers a machine gets, and so does "
+                f"workers: {self.workers}; leave one of them out"
+            )
         if len(set(self.warm_start)) < len(self.warm_start) or self.name in self.warm_start:
             raise ValueError(f"warm_start: {', '.join(self.warm_start)}: name other sweeps, each once")
         if len(self.first_trials) > self.budget.trials:
@@ -746,10 +767,14 @@ class SweepSpec(Section):
         place.
         """
         content = self.model_dump(
-            mode="json", exclude={"budget", "workers", "on_alarm", "milestones", "system_metrics"}
+            mode="json",
+            exclude={"budget", "workers", "workers_per_device", "on_alarm", "milestones", "system_metrics"},
         )
         for place in ("path", "annotations", "vocabulary"):
             del content["corpus"][place]
+        for name in LATER_TRAINER:
+            if content["trainer"][name] == TrainingConfig.model_fields[name].default:
+                del content["trainer"][name]
         content["corpus"]["filter"] = self.corpus.filter or "none"
         return content
 

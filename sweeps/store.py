@@ -24,6 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import psycopg
 from filelock import FileLock
 from sqlalchemy import (
     URL,
@@ -31,8 +32,11 @@ from sqlalchemy import (
     Connection,
     Engine,
     Row,
+    Update,
     and_,
+    bindparam,
     case,
+    cast,
     create_engine,
     delete,
     event,
@@ -48,8 +52,9 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from model.types import EpochReport
 from sweeps import migrations, tables
@@ -139,6 +144,8 @@ _EPOCHS_AT_ONCE = _TRIALS_AT_ONCE = 1_000
 RANGE_TEST_RUN = "range_test_run"  # the fact that holds its run
 CONFIGURATIONS = "configurations"  # the one that holds how many a space has, where they are counted
 PICTURES = "pictures"  # and the one that holds which run has the pictures, and their paths
+_USED_AT = "used_at"  # what a pool's entry knows of its connection
+_SURELY_THERE_SECONDS = 1.0  # a server whose answer is so young is not asked whether it is there
 _POOL_SECONDS = 10.0  # what a thread waits for a connection of the store
 _MEMORIES = 8  # sweeps of which a store remembers what it has read
 _USED_SECONDS = 60.0  # how exactly a token's last use is known
@@ -160,6 +167,48 @@ _ACTION = [actions.c[f.name] for f in fields(ActionRow)]
 _SCORE = [tables.scores.c[f.name] for f in fields(ScoreRow)]
 _CLAIM = [trials.c["id" if f.name == "trial_id" else f.name] for f in fields(Claim)]
 _next_revision = trials.c.revision + 1
+_NO_EPOCH = 1 << 30  # behind every last one
+
+
+def _counting() -> Update:
+    """New epochs, counted into the row of their trial."""
+    held = trials.c
+    last, its = (bindparam(name, type_=held.epochs.type) for name in ("last", "its_epoch"))
+    wer = cast(bindparam("wer"), held.best_wer.type)  # the type of a NULL is not told by itself
+    earlier = and_(held.best_wer == wer, held.best_epoch > its)
+    better = and_(wer.is_not(None), or_(held.best_wer.is_(None), held.best_wer > wer, earlier))
+    return (
+        update(trials)
+        .where(
+            held.id == bindparam("of_trial"),
+            held.attempt == bindparam("of_attempt"),
+            held.state == TrialState.RUNNING,
+            held.epochs < bindparam("first"),
+        )
+        .values(
+            epochs=case((held.epochs > last, held.epochs), else_=last),
+            reserved_epochs=case((held.reserved_epochs > last, held.reserved_epochs), else_=last),
+            seconds=held.seconds + bindparam("more_seconds"),
+            best_wer=case((better, wer), else_=held.best_wer),
+            best_epoch=case((better, its), else_=held.best_epoch),
+            fruitless_attempts=0,
+            revision=_next_revision,
+        )
+    )
+
+
+# Statements of every epoch: to make one anew takes SQLAlchemy as long as to run it.
+_COUNT_EPOCHS = _counting()
+_ADD_EPOCHS = insert(epochs).values(recorded_at=now())
+_NAMED = select(sweeps).where(sweeps.c.name == bindparam("name"))
+_CHANGED = (
+    select(*_TRIAL)
+    .where(
+        trials.c.sweep_id == bindparam("of_sweep"),
+        or_(trials.c.number >= bindparam("unread"), trials.c.number.in_(bindparam("going_on", expanding=True))),
+    )
+    .order_by(trials.c.number)
+)
 _NOTHING_SHOWN: Mapping[int, Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -221,7 +270,9 @@ def alone(url: str) -> Iterator[None]:
 
 
 def engine_options(url: str) -> dict[str, Any]:
-    """How every engine on our database is made: it notices a server that is gone, and waits for SQLite's writer."""
+    """How every engine on our database is made: it waits for SQLite's writer, and not long for a network that is gone.
+    See `pinging` as well.
+    """
     if make_url(url).get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": _BUSY_SECONDS}}
     # A network that swallows packets must not hang a worker beyond its lease.
@@ -230,7 +281,32 @@ def engine_options(url: str) -> dict[str, Any]:
     given = make_url(url).query.get("options", "")
     ours = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
     options = f"{given if isinstance(given, str) else ' '.join(given)} {ours}".strip()
-    return {"pool_pre_ping": True, "connect_args": {**timeouts, "tcp_user_timeout": 20_000, "options": options}}
+    return {"connect_args": {**timeouts, "tcp_user_timeout": 20_000, "options": options}}
+
+
+def pinging(engine: Engine) -> Engine:
+    """The engine, which now notices that a server went while a connection lay idle, and makes another one.
+
+    As SQLAlchemy's `pool_pre_ping`, but not for connections that were in use a moment ago: to ask each time took a
+    tenth of what a trial costs. Where a server goes in that moment the next statement says so.
+    """
+    if engine.dialect.name == "sqlite":
+        return engine
+
+    @event.listens_for(engine, "checkin")
+    def returned(_connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info[_USED_AT] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def taken(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        if time.monotonic() - record.info.get(_USED_AT, -math.inf) < _SURELY_THERE_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except psycopg.Error as error:
+            raise InvalidatePoolError from error
+
+    return engine
 
 
 class Store:
@@ -250,7 +326,7 @@ class Store:
         address = database_url(url)
         self.url = address.render_as_string(hide_password=False)
         pool = {"pool_size": 5, "max_overflow": connections - 5, "pool_timeout": _POOL_SECONDS}
-        self._engine = create_engine(address, **pool, **engine_options(self.url))
+        self._engine = pinging(create_engine(address, **pool, **engine_options(self.url)))
         self._memories: dict[tuple[int, float], _Memory] = {}
         try:
             if self._engine.name == "sqlite":
@@ -334,7 +410,7 @@ class Store:
 
     def find_sweep(self, name: str) -> SweepRow | None:
         with self._read() as connection:
-            row = connection.execute(select(sweeps).where(sweeps.c.name == name)).one_or_none()
+            row = connection.execute(_NAMED, {"name": name}).one_or_none()
         return _sweep_row(row) if row else None
 
     def sweeps(self) -> list[SweepRow]:
@@ -589,24 +665,16 @@ class Store:
                 .order_by(trials.c.epochs == 0, trials.c.number)
                 .limit(1)
             )
-            if trial_id is None:
+            if trial_id is not None:
+                connection.execute(update(trials).where(trials.c.id == trial_id).values(**lease))
+            else:
                 number = _next_number(connection, sweep)
                 if number is None or not _configurations_left(connection, sweep):
                     return None
-                trial_id = connection.execute(
-                    insert(trials)
-                    .values(
-                        sweep_id=sweep_id,
-                        number=number,
-                        in_space=True,
-                        overrides={},
-                        evidence={},
-                        state=TrialState.WAITING,
-                        created_at=now(),
-                    )
-                    .returning(trials.c.id)
-                ).scalar_one()
-            connection.execute(update(trials).where(trials.c.id == trial_id).values(**lease))
+                new = {"sweep_id": sweep_id, "number": number, "in_space": True, "overrides": {}, "evidence": {}}
+                first = {"attempt": 1, "fruitless_attempts": 1, "revision": 2, "started_at": now()}
+                added = insert(trials).values({**lease, **first, **new, "created_at": now()})
+                trial_id = connection.execute(added.returning(trials.c.id)).scalar_one()
             claim = Claim(*connection.execute(select(*_CLAIM).where(trials.c.id == trial_id)).one())
             here = connection.execute(select(*_WORKER).where(workers.c.id == worker)).one_or_none()
             about = {"host": here.host, "device": here.device, "versions": here.versions} if here else {}
@@ -648,7 +716,8 @@ class Store:
     def reserve_epoch(self, claim: Claim, epoch: int) -> bool:
         """Whether the budget has `epoch` (1 for the first) of this trial. An epoch counts when it is reserved; the one
         in hand counts no more once the trial is handed back, reaped or over. Exact under any number of processes. Its
-        seconds count once they are recorded: device hours and money are overspent by the epochs in hand at most.
+        seconds count once they are recorded: device hours and money are overspent by the epochs in hand at most. A
+        worker does not ask where nothing but trials is limited: an epoch that it began then counts once recorded.
         """
         with self._write_mine(claim, f"reserve epoch {epoch}") as connection:
             sweep = connection.execute(select(sweeps).where(sweeps.c.id == claim.sweep_id)).one_or_none()
@@ -676,50 +745,26 @@ class Store:
         """
         for row in rows:
             _check_finite(metrics=row.metrics, lr_time=row.lr_time, seconds=row.seconds)
+        if not rows:
+            return
         what = f"record epochs {', '.join(str(row.epoch) for row in rows)}"
         with self._write_mine(claim, what) as connection:
-            held = connection.execute(
-                select(
-                    trials.c.epochs, trials.c.reserved_epochs, trials.c.seconds, trials.c.best_wer, trials.c.best_epoch
-                )
-                .where(_mine(claim))
-                .with_for_update()
-            ).one_or_none()
-            if held is None:
-                raise LeaseLost(claim.number, claim.attempt)
-            there = connection.scalars(
-                select(epochs.c.epoch).where(
-                    epochs.c.trial_id == claim.trial_id, epochs.c.epoch.in_([row.epoch for row in rows])
-                )
-            ).all()
-            new = [row for row in rows if row.epoch not in there]
-            if not new:
-                return
+            if not _count_epochs(connection, claim, rows):
+                held = connection.scalar(select(trials.c.id).where(_mine(claim)).with_for_update())
+                if held is None:
+                    raise LeaseLost(claim.number, claim.attempt)
+                known = epochs.c.trial_id == claim.trial_id, epochs.c.epoch.in_([row.epoch for row in rows])
+                there = connection.scalars(select(epochs.c.epoch).where(*known)).all()
+                rows = [row for row in rows if row.epoch not in there]
+                if not rows:
+                    return
+                _count_epochs(connection, claim, rows, again=True)
             connection.execute(
-                insert(epochs).values(recorded_at=now()),
-                [{**asdict(row), "trial_id": claim.trial_id, "recorded_at": None} for row in new],
+                _ADD_EPOCHS, [{**vars(row), "trial_id": claim.trial_id, "recorded_at": None} for row in rows]
             )
-            if kept := [row.epoch for row in new if row.epoch in shown]:
+            if kept := [row.epoch for row in rows if row.epoch in shown]:
                 contents = [{"trial_id": claim.trial_id, "epoch": epoch, "content": shown[epoch]} for epoch in kept]
                 connection.execute(insert(tables.examples), contents)
-            last = max(held.epochs, *(row.epoch for row in new))
-            wers = [(row.metrics["dev/wer"], row.epoch) for row in new if "dev/wer" in row.metrics]
-            if held.best_wer is not None:
-                wers.append((held.best_wer, held.best_epoch))
-            best_wer, best_epoch = min(wers, default=(None, None))
-            connection.execute(
-                update(trials)
-                .where(trials.c.id == claim.trial_id)
-                .values(
-                    epochs=last,
-                    reserved_epochs=max(held.reserved_epochs, last),
-                    seconds=held.seconds + sum(row.seconds for row in new),
-                    best_wer=best_wer,
-                    best_epoch=best_epoch,
-                    fruitless_attempts=0,
-                    revision=_next_revision,
-                )
-            )
 
     def finish(
         self,
@@ -915,20 +960,29 @@ class Store:
         """`trials`, for who asks again and again: those that were over are remembered, and not read again. (What may
         be old of them is what was shipped: `run_id`, `mirrored_revision`.)
         """
-        return list(self._remembered(sweep).trials.values())
-
-    def curves(self, sweep: SweepRow) -> list[tuple[TrialRow, Sequence[EpochReport]]]:
-        """The siblings with their epochs, which are remembered as well: read are those of trials that have new ones."""
-        memory = self._remembered(sweep)
-        known = {trial.id: memory.curves.get(trial.id, []) for trial in memory.trials.values()}
-        behind = [trial.id for trial in memory.trials.values() if trial.epochs > len(known[trial.id])]
         with self._read() as connection:
+            memory = self._remembered(connection, sweep)
+        self._remember(memory)
+        return list(memory.trials.values())
+
+    def curves(self, sweep: SweepRow, without: int | None = None) -> list[tuple[TrialRow, Sequence[EpochReport]]]:
+        """The siblings with their epochs, which are remembered as well: read are those of trials that have new ones.
+
+        Args:
+            without: id of a trial that is left out, as who asks knows its epochs.
+        """
+        with self._read() as connection:
+            memory = self._remembered(connection, sweep)
+            behind = [memory.trials[number].id for number in sorted(memory.behind)]
+            behind = [trial_id for trial_id in behind if trial_id != without]
+            read: dict[int, list[EpochReport]] = {}
             for start in range(0, len(behind), _TRIALS_AT_ONCE):
                 some = behind[start : start + _TRIALS_AT_ONCE]
                 for trial_id, rows in _by_trial(connection, some, epochs.c.trial_id.in_(some)).items():
-                    known[trial_id] = [row.report() for row in rows]
-        self._remember(replace(memory, curves=known))
-        return [(trial, known[trial.id]) for trial in memory.trials.values()]
+                    read[trial_id] = [row.report() for row in rows]
+        curves = {**memory.curves, **read}
+        self._remember(replace(memory, curves=curves))
+        return [(trial, curves.get(trial.id, ())) for trial in memory.trials.values() if trial.id != without]
 
     def trial(self, sweep_id: int, number_or_name: str | int) -> TrialRow:
         """One trial, by its number (digits count as one) or its name.
@@ -1462,17 +1516,24 @@ class Store:
             rows = connection.execute(select(*_TRIAL).where(*where).order_by(trials.c.number).limit(limit))
             return [TrialRow(*row) for row in rows]
 
-    def _remembered(self, sweep: SweepRow) -> _Memory:
+    def _remembered(self, connection: Connection, sweep: SweepRow) -> _Memory:
         """With every trial as it is now. A memory is never changed, only replaced: threads may share a store."""
         of = (sweep.id, sweep.created_at)  # SQLite gives the id of a deleted sweep to the next one
         memory = self._memories.get(of, _Memory(of))
-        unread = max(memory.trials, default=-1) + 1
-        going_on = [trial.number for trial in memory.trials.values() if not trial.state.terminal]
+        unread, going_on = next(reversed(memory.trials), -1) + 1, memory.going_on
         if len(going_on) > _TRIALS_AT_ONCE:
             unread, going_on = min(going_on), []
-        changed = or_(trials.c.number >= unread, trials.c.number.in_(going_on))
-        read = {row.number: row for row in self._trials(trials.c.sweep_id == sweep.id, changed)}
-        return self._remember(replace(memory, trials={**memory.trials, **read}))
+        rows = connection.execute(_CHANGED, {"of_sweep": sweep.id, "unread": unread, "going_on": going_on})
+        read = {trial.number: trial for trial in (TrialRow(*row) for row in rows)}
+        known = {**memory.trials, **read}
+        return replace(
+            memory,
+            trials=known,
+            going_on=[number for number, trial in read.items() if not trial.state.terminal],
+            behind={
+                n for n in memory.behind | read.keys() if known[n].epochs > len(memory.curves.get(known[n].id, ()))
+            },
+        )
 
     def _remember(self, memory: _Memory) -> _Memory:
         kept = {of: known for of, known in self._memories.items() if of != memory.of}
@@ -1493,9 +1554,13 @@ class _Memory:
     of: tuple[int, float]
     """The sweep's id, and when it was made."""
     trials: dict[int, TrialRow] = field(default_factory=dict)
-    """By number."""
+    """By number, in this order."""
+    going_on: list[int] = field(default_factory=list)
+    """Numbers of those that were not over."""
     curves: dict[int, list[EpochReport]] = field(default_factory=dict)
     """By the trial's id."""
+    behind: set[int] = field(default_factory=set)
+    """Numbers of those that had more epochs when they were read than are known here."""
 
 
 @dataclass(frozen=True)
@@ -1705,6 +1770,23 @@ def _trial_of(
 
 def _mine(claim: Claim) -> ColumnElement[bool]:
     return and_(trials.c.id == claim.trial_id, trials.c.attempt == claim.attempt, trials.c.state == TrialState.RUNNING)
+
+
+def _count_epochs(connection: Connection, claim: Claim, rows: Sequence[EpochRow], *, again: bool = False) -> bool:
+    """Count epochs that the claimed trial does not have into its row. False, and nothing is changed, where it may have
+    some of them: unless they are `again` known to be new, only those behind its last one are.
+    """
+    wer, epoch = min((row.metrics.get("dev/wer", math.inf), row.epoch) for row in rows)
+    counted = {
+        "of_trial": claim.trial_id,
+        "of_attempt": claim.attempt,
+        "first": _NO_EPOCH if again else min(row.epoch for row in rows),
+        "last": max(row.epoch for row in rows),
+        "more_seconds": sum(row.seconds for row in rows),
+        "wer": None if math.isinf(wer) else wer,
+        "its_epoch": epoch,
+    }
+    return bool(connection.execute(_COUNT_EPOCHS, counted).rowcount)
 
 
 def _waiting(reason: str | ColumnElement[str]) -> dict[str, Any]:

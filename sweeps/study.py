@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -26,10 +26,21 @@ from sweeps import states
 from sweeps.errors import DatabaseUnavailable
 from sweeps.records import PriorRow, TrialRow
 from sweeps.spec import Choices, FloatRange, IntRange, Parameter, SearchSpace, SweepSpec
-from sweeps.store import alone, database_errors, engine_options
+from sweeps.store import alone, database_errors, engine_options, pinging
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+
+SHOWN_TRIALS = 2_000
+"""A sampler is shown so many trials at most. TPE takes the best tenth, and never more than 25 of them, for the good
+ones; of the density of all others thousands say no more than these, and each costs 10 microseconds of every ask."""
+
+SHOWN_BEST = 100
+"""... of which so many are the best ones, however old."""
+
+Memory: TypeAlias = dict[int, tuple[tuple[float, float], states.TrialState, FrozenTrial | None]]
+"""What a sampler was shown of a trial, by its id, with the bounds of the learning rate and the trial's state then; None
+where it lay outside the space. A trial that is over never changes, one under way counts as no more than that."""
 
 TRIES = 10
 """How often another suggestion is asked for where one was tried before; then one is drawn that was not."""
@@ -44,6 +55,7 @@ def suggest(
     *,
     learning_rate: FloatRange | None = None,
     priors: Sequence[PriorRow] = (),
+    memory: Memory | None = None,
 ) -> dict[str, Any]:
     """Hyperparameters for trial `number`, learned from the sweep's other trials.
 
@@ -58,22 +70,22 @@ def suggest(
         constant_wer: dev WER of the best constant sentence (fraction).
         learning_rate: bounds in place of the spec's: what a range test or an alarm has found.
         priors: trials of earlier sweeps, which the sampler is shown as if they were this sweep's.
+        memory: of who asks again and again about this sweep.
     """
     space = spec.space if learning_rate is None else spec.space.model_copy(update={"learning_rate": learning_rate})
     known = [t for t in siblings if t.in_space and t.hyperparameters and t.number != number]
-    seen = [t for t in known if space.contains(t.hyperparameters or {})]
-    before = [prior for prior in priors if space.contains(prior.hyperparameters)]
-    tpe = spec.sampler.name == "tpe" and len(seen) + len(before) >= spec.sampler.startup_trials
     distributions = _distributions(space)
-    shown: list[FrozenTrial] = []
-    if tpe:
-        shown = [_seen_by_sampler(t, curves.get(t.id, ()), constant_wer, distributions) for t in seen]
-        shown = [_shown_prior(prior, distributions) for prior in before] + shown
+    seen = [_shown_prior(prior, distributions) for prior in priors if space.contains(prior.hyperparameters)]
+    if spec.sampler.name == "tpe":
+        seen += _shown_trials(known, curves, constant_wer, space, distributions, {} if memory is None else memory)
+    tpe = spec.sampler.name == "tpe" and len(seen) >= spec.sampler.startup_trials
+    shown = _most_telling(seen) if tpe else []
 
     def suggested(again: Sequence[int]) -> dict[str, Any]:
         if spec.sampler.name == "tpe" and not tpe:
             return _spread_out(space, mixed_seed(spec.seed, "startup", *again), number)
-        sampler = _sampler(mixed_seed(spec.seed, "sampler", number, *again), space, tpe)
+        seed = mixed_seed(spec.seed, "sampler", number, *again)
+        sampler = _tpe(seed, space, shown, distributions) if tpe else optuna.samplers.RandomSampler(seed=seed)
         return space.only_active(optuna.create_study(sampler=sampler, storage=_Shown(shown)).ask(distributions).params)
 
     tried = [t.hyperparameters for t in known]
@@ -88,15 +100,28 @@ def suggest(
     return values
 
 
-def _sampler(seed: int, space: SearchSpace, tpe: bool) -> optuna.samplers.BaseSampler:
-    if not tpe:
-        return optuna.samplers.RandomSampler(seed=seed)
+def _tpe(
+    seed: int, space: SearchSpace, shown: Sequence[FrozenTrial], distributions: Mapping[str, BaseDistribution]
+) -> optuna.samplers.BaseSampler:
+    settings: dict[str, Any] = {"seed": seed, "n_startup_trials": 0, "multivariate": True, "constant_liar": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # A group is of parameters that are there together: each is modelled over the trials that have it.
-        return optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=0, multivariate=True, group=space.conditional(), constant_liar=True
-        )
+        if space.conditional():
+            # A group is of parameters that are there together: each is modelled over the trials that have it.
+            return optuna.samplers.TPESampler(**settings, group=True)
+        known = any(trial.state is TrialState.COMPLETE for trial in shown)
+        return _PlainTPE(distributions if known else {}, **settings)
+
+
+class _PlainTPE(optuna.samplers.TPESampler):
+    """TPE over trials that all have the same parameters, which takes a third of an ask to find out by itself."""
+
+    def __init__(self, distributions: Mapping[str, BaseDistribution], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._common = {name: each for name, each in sorted(distributions.items()) if not each.single()}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._common
 
 
 class _Shown(optuna.storages.InMemoryStorage):
@@ -172,6 +197,41 @@ def _spread_out(space: SearchSpace, seed: int, number: int) -> dict[str, Any]:
     return space.only_active({name: parameters[name].at(u) for name, u in zip(parameters, point.tolist(), strict=True)})
 
 
+def _shown_trials(
+    trials: Sequence[TrialRow],
+    curves: Mapping[int, Sequence[EpochReport]],
+    constant_wer: float,
+    space: SearchSpace,
+    distributions: Mapping[str, BaseDistribution],
+    memory: Memory,
+) -> list[FrozenTrial]:
+    """Those of them that lie in the space."""
+    rates, shown = (space.learning_rate.low, space.learning_rate.high), []
+    for trial in trials:
+        known = memory.get(trial.id)
+        if known is None or known[:2] != (rates, trial.state):
+            frozen = None
+            if space.contains(trial.hyperparameters or {}):
+                frozen = _seen_by_sampler(trial, curves.get(trial.id, ()), constant_wer, distributions)
+            known = memory[trial.id] = rates, trial.state, frozen
+        if known[2] is not None:
+            shown.append(known[2])
+    return shown
+
+
+def _most_telling(trials: Sequence[FrozenTrial]) -> Sequence[FrozenTrial]:
+    """At most SHOWN_TRIALS of them, in their order: the best, and the latest of the others."""
+    if len(trials) <= SHOWN_TRIALS:
+        return trials
+    order = sorted(range(len(trials)), key=lambda place: (_rank(trials[place]), -place))
+    best, others = order[:SHOWN_BEST], sorted(order[SHOWN_BEST:])
+    return [trials[place] for place in sorted(best + others[SHOWN_BEST - SHOWN_TRIALS :])]
+
+
+def _rank(trial: FrozenTrial) -> float:
+    return math.inf if trial.value is None else trial.value
+
+
 def _seen_by_sampler(
     trial: TrialRow, reports: Sequence[EpochReport], constant_wer: float, distributions: Mapping[str, BaseDistribution]
 ) -> FrozenTrial:
@@ -231,9 +291,12 @@ class Study:
         self._url, self._name = database_url, spec.name
         with self._reaching(), alone(database_url):
             self._storage = optuna.storages.RDBStorage(database_url, engine_kwargs=engine_options(database_url))
+            pinging(self._storage.engine)
             study = optuna.create_study(study_name=spec.name, storage=self._storage, load_if_exists=True)
             self._id = study._study_id
         self._distributions = _distributions(spec.space)
+        self.memory: Memory = {}
+        """Of `suggest`, about this sweep."""
 
     def close(self) -> None:
         """Give the connections back; each thread's own session goes with its thread."""
@@ -243,17 +306,10 @@ class Study:
 
     def register(self, number: int, name: str | None, values: Hyperparameters) -> int:
         """Begin a RUNNING Optuna trial with these values; returns its id."""
-        attributes = {"sweep_trial": number} | ({"name": name} if name else {})
+        trial = _frozen(TrialState.RUNNING, None, values, self._distributions)
+        trial.user_attrs = {"sweep_trial": number} | ({"name": name} if name else {})
         with self._reaching():
-            # To make a trial locks the study: not with all that it holds, while others wait.
-            optuna_trial_id = self._storage.create_new_trial(self._id)
-            for parameter in values:
-                distribution = self._distributions[parameter]
-                value = distribution.to_internal_repr(values[parameter])
-                self._storage.set_trial_param(optuna_trial_id, parameter, value, distribution)
-            for key, attribute in attributes.items():
-                self._storage.set_trial_user_attr(optuna_trial_id, key, attribute)
-            return optuna_trial_id
+            return int(self._storage.create_new_trial(self._id, trial))
 
     def tell(self, trial: TrialRow, best_so_far: Mapping[int, float]) -> None:
         """End an Optuna trial as ours ended.

@@ -36,7 +36,7 @@ from sweeps.settings import Home
 from sweeps.spec import FloatRange, SweepSpec, spec_of
 from sweeps.states import SweepState, TrialState
 from sweeps.store import CONFIGURATIONS, Store
-from sweeps.study import Study, suggest
+from sweeps.study import Memory, Study, suggest
 from sweeps.system_metrics import SystemMetrics
 from sweeps.trainers import load_trainer, make_trainer, trainer_name
 from tracking.writer import ExperimentWriter, TrackingRefused, TrackingUnavailable
@@ -110,6 +110,7 @@ class Assignment:
     spec: SweepSpec
     corpus: Corpus
     study: Study
+    judge: judging.Judge
 
     @property
     def key(self) -> str:
@@ -223,7 +224,7 @@ class _Worker:
     def _assigned(self, sweep: SweepRow) -> Assignment:
         if self._assignment is None or self._assignment.sweep.id != sweep.id:
             self._leave()
-            self._assignment = assigned(self._job, sweep)
+            self._assignment = assigned(self._job, self._store, sweep)
         return self._assignment
 
     def _leave(self) -> None:
@@ -279,7 +280,8 @@ class _Worker:
         # Of its own trial: if every worker told of every one, twenty of them would tell all the time. The rest is left
         # to the keeper.
         judging.tell(self._store, assignment.study, claim.sweep_id, claim.trial_id)
-        judging.is_paused(assignment.spec, self._store, assignment.sweep)  # the trial may be the one to alarm at
+        # The trial may be the one to alarm at.
+        assignment.judge.is_paused(judging.reread(self._store, assignment.sweep))
 
     def _failed(self, claim: Claim, error: Exception) -> None:
         """A fault of this trial or of this attempt, kept with its reason."""
@@ -315,7 +317,7 @@ class _Worker:
         return grown > GROWTH_MIB
 
 
-def assigned(job: Job, sweep: SweepRow) -> Assignment:
+def assigned(job: Job, store: Store, sweep: SweepRow) -> Assignment:
     """Read the sweep's corpus and open its study.
 
     Raises:
@@ -327,7 +329,7 @@ def assigned(job: Job, sweep: SweepRow) -> Assignment:
     load_trainer(job.trainer)
     checkpoints.load_torch()
     spec = spec_of(sweep)
-    return Assignment(sweep, spec, corpus, Study(job.database_url, spec))
+    return Assignment(sweep, spec, corpus, Study(job.database_url, spec), judging.Judge(spec, store, sweep))
 
 
 def ask(assignment: Assignment, store: Store, claim: Claim) -> Hyperparameters:
@@ -341,7 +343,9 @@ def ask(assignment: Assignment, store: Store, claim: Claim) -> Hyperparameters:
     may_repeat = CONFIGURATIONS not in assignment.sweep.facts or claim.hyperparameters is not None
     refused: Hyperparameters | None = None
     while True:
-        values = claim.hyperparameters or suggested(assignment.spec, store, assignment.sweep, claim)
+        values = claim.hyperparameters or suggested(
+            assignment.spec, store, assignment.sweep, claim, assignment.study.memory
+        )
         if claim.optuna_trial_id is not None:
             return values
         optuna_trial_id = assignment.study.register(claim.number, claim.name, values) if claim.in_space else None
@@ -357,7 +361,9 @@ def ask(assignment: Assignment, store: Store, claim: Claim) -> Hyperparameters:
             may_repeat, refused = values == refused, values
 
 
-def suggested(spec: SweepSpec, store: Store, sweep: SweepRow, claim: Claim) -> Hyperparameters:
+def suggested(
+    spec: SweepSpec, store: Store, sweep: SweepRow, claim: Claim, memory: Memory | None = None
+) -> Hyperparameters:
     """What the sampler says to try, after all that is known of the sweep's other trials."""
     sweep = judging.reread(store, sweep)
     siblings = store.curves(sweep)
@@ -365,8 +371,16 @@ def suggested(spec: SweepSpec, store: Store, sweep: SweepRow, claim: Claim) -> H
     rates = bounds and FloatRange(low=bounds["low"], high=bounds["high"], log=spec.space.learning_rate.log)
     trials, curves = [trial for trial, _ in siblings], {trial.id: reports for trial, reports in siblings}
     priors = store.priors(sweep.id) if warm_start.FACT in sweep.facts else ()
-    wer = sweep.floors.constant_wer
-    return suggest(spec, claim.number, trials, curves, wer, learning_rate=rates, priors=priors)
+    return suggest(
+        spec,
+        claim.number,
+        trials,
+        curves,
+        sweep.floors.constant_wer,
+        learning_rate=rates,
+        priors=priors,
+        memory=memory,
+    )
 
 
 def train(
@@ -404,14 +418,14 @@ def train(
         while True:
             try:
                 # Step 5 comes before the next epoch, not after the last: a trial that comes back is judged again.
-                state = judging.judge_all(spec, store, sweep, claim, config, reports, first)
+                state = assignment.judge.judge_all(claim, config, reports, first)
                 if state is not None:
                     checkpoints.settle(folder, claim.number, state)
                     if share is not None:
                         share.forget()
                     return
                 first = len(reports) + 1
-                if reason := _why_not_on(spec, store, sweep, claim, trainer.epoch + 1, stop):
+                if reason := why_not_on(assignment, store, claim, trainer.epoch + 1, stop):
                     if share is not None:
                         share.flush()
                     store.hand_back(claim, reason)
@@ -522,13 +536,14 @@ def _epoch(trainer: Trainer, lease: Lease) -> EpochReport | None:
         return None
 
 
-def _why_not_on(spec: SweepSpec, store: Store, sweep: SweepRow, claim: Claim, epoch: int, stop: threading.Event) -> str:
+def why_not_on(assignment: Assignment, store: Store, claim: Claim, epoch: int, stop: threading.Event) -> str:
     """Why the trial is handed back instead of trained further; empty if it goes on."""
     if stop.is_set():
         return "interrupted"
-    if judging.is_paused(spec, store, sweep):
+    sweep = judging.reread(store, assignment.sweep)
+    if assignment.judge.is_paused(sweep):
         return f"the sweep is {judging.reread(store, sweep).state}"
-    if not store.reserve_epoch(claim, epoch):
+    if is_limited(sweep.budget) and not store.reserve_epoch(claim, epoch):
         return "the sweep's budget is spent"
     return ""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from model.corpus.annotations import MISSING_SHARE, CorpusError, Listing, Row, check_coverage, some
 from model.corpus.features import Modality, Normalisation
 from model.corpus.folder import Folder, FolderReader, open_folder
+from model.corpus.normalised import holds_normalised
 from model.corpus.packed import Packed, PackedReader, is_packed, open_packed
-from model.corpus.scan import Progress, Scan, constant_dimensions, content_hash, missing_shares
+from model.corpus.scan import Progress, Scan, constant_dimensions, content_hash, missing_shares, normalisation_of
 from model.corpus.vocabulary import BLANK, FILTERS, MARKERS, Vocabulary, build_vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Source: TypeAlias = Folder | Packed
 Reader: TypeAlias = FolderReader | PackedReader
@@ -86,6 +90,8 @@ class Split:
     normalisation: Normalisation
     resident: dict[int, NDArray[np.float32]] | None = field(repr=False)
     """Sequences read so far; None where the corpus is too large to keep."""
+    gather: Callable[[NDArray[np.int64]], Tensor | None] | None = field(default=None, repr=False)
+    """The padded features (B, T, D) of some sequences where a device has them: see `model.on_device`."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -145,8 +151,8 @@ class Corpus:
 class Batch:
     """Sequences padded with zeros, and their targets laid end to end, as CTC loss takes them."""
 
-    features: NDArray[np.float32]
-    """(B, T, D), T the longest of the batch."""
+    features: NDArray[np.float32] | Tensor
+    """(B, T, D), T the longest of the batch; a tensor where a device has them."""
     lengths: NDArray[np.int64]
     """Frames (B,)."""
     targets: NDArray[np.int64]
@@ -159,9 +165,33 @@ class Batch:
 
 def epoch_order(n: int, data_seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of n training sequences in an epoch: a permutation, and a function of the arguments alone."""
+    return _permutation(n, data_seed, epoch)
+
+
+def _permutation(n: int, *seed: int) -> NDArray[np.int64]:
     # Raw bits of a named bit generator, unlike Generator.permutation, are the same in every numpy release.
-    bits = np.random.PCG64(np.random.SeedSequence([data_seed, epoch]))
+    bits = np.random.PCG64(np.random.SeedSequence(seed))
     return np.argsort(bits.random_raw(n), kind="stable").astype(np.int64)
+
+
+def epoch_batches(
+    lengths: NDArray[np.int64], batch_size: int, data_seed: int, epoch: int, length_buckets: int = 0
+) -> list[NDArray[np.int64]]:
+    """The batches of an epoch, as indices of training sequences: a function of the arguments alone.
+
+    Args:
+        lengths: frames of each training sequence (N,).
+        length_buckets: of so many batches that follow each other the sequences are sorted by length and cut into
+            batches again; then the epoch's batches come in random order. 0 and 1: they are as they were drawn.
+    """
+    order, bucketed = epoch_order(len(lengths), data_seed, epoch), length_buckets > 1
+    if bucketed:
+        pool = length_buckets * batch_size
+        pools = np.array_split(order, range(pool, len(order), pool))
+        # The longest first, so that a last batch of fewer sequences has the shortest: no cut has less padding.
+        order = np.concatenate([each[np.argsort(-lengths[each], kind="stable")] for each in pools])
+    batches = np.array_split(order, range(batch_size, len(order), batch_size))
+    return [batches[i] for i in _permutation(len(batches), data_seed, epoch, 1)] if bucketed else batches
 
 
 def make_batch(
@@ -179,6 +209,20 @@ def make_batch(
     targets = [split.targets[i] for i in rows]
     given = [features_of(i) for i in rows] if features_of else None
     lengths = split.lengths[rows] if given is None else np.array([len(x) for x in given], dtype=np.int64)
+    order = np.array(rows, dtype=np.int64)
+    gathered = split.gather(order) if split.gather is not None and given is None else None
+    return Batch(
+        features=_padded(split, rows, lengths, given) if gathered is None else gathered,
+        lengths=lengths,
+        targets=np.concatenate(targets),
+        target_lengths=np.array([len(t) for t in targets], dtype=np.int64),
+        indices=order,
+    )
+
+
+def _padded(
+    split: Split, rows: Sequence[int], lengths: NDArray[np.int64], given: Sequence[NDArray[np.float32]] | None
+) -> NDArray[np.float32]:
     features = np.empty((len(rows), int(lengths.max()), len(split.normalisation.mean)), dtype=np.float32)
     for place, (i, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
         if given is None:
@@ -186,13 +230,7 @@ def make_batch(
         else:
             features[place, :length] = given[place]
         features[place, length:] = 0
-    return Batch(
-        features=features,
-        lengths=lengths,
-        targets=np.concatenate(targets),
-        target_lengths=np.array([len(t) for t in targets], dtype=np.int64),
-        indices=np.array(rows, dtype=np.int64),
-    )
+    return features
 
 
 def infeasible(split: Split, stride: int) -> list[str]:
@@ -250,10 +288,8 @@ def load_corpus(config: CorpusConfig, *, cache: Path | None = None, progress: Pr
     scan = source.scan(cache, progress)
     train = scan.statistics["train"]
     constant = constant_dimensions(train)
-    normalisation = Normalisation.none(scan.width)
-    if config.normalise:
-        scale = np.divide(1.0, train.std, out=np.zeros_like(train.mean), where=~constant)
-        normalisation = Normalisation(train.parts, train.mean, scale)
+    normalisation = normalisation_of(scan) if config.normalise else Normalisation.none(scan.width)
+    ready = isinstance(source, Packed) and holds_normalised(source, normalisation)
     vocabulary = annotation.vocabulary
     frames = {s.name: sum(scan.lengths(s.name).values()) for s in source.listings}
     size = 4 * scan.width * sum(frames.values())
@@ -270,7 +306,7 @@ def load_corpus(config: CorpusConfig, *, cache: Path | None = None, progress: Pr
     splits: dict[str, Split] = {}
     for s in source.listings:
         splits[s.name], facts["splits"][s.name] = _make_split(
-            source, s, annotation, scan, normalisation, keep=size < RESIDENT_BYTES
+            source, s, annotation, scan, normalisation, keep=size < RESIDENT_BYTES and not ready, ready=ready
         )
         notes += _notes(s, facts["splits"][s.name])
     if "test" not in splits:
@@ -402,6 +438,7 @@ def _make_split(
     normalisation: Normalisation,
     *,
     keep: bool,
+    ready: bool,
 ) -> tuple[Split, dict[str, Any]]:
     """Choose the sentences that take part. Returns the split and the ids of those that do not, by reason."""
     frames, vocabulary = scan.lengths(listing.name), annotation.vocabulary
@@ -424,6 +461,7 @@ def _make_split(
     references = [reference for _, reference, _ in kept]
     ids = tuple(row.id for row, *_ in kept)
     oov = [word for reference in references for word in vocabulary.oov(reference)]
+    read = source.reader(listing.name, ids, scan)
     split = Split(
         name=listing.name,
         ids=ids,
@@ -432,7 +470,7 @@ def _make_split(
         targets=tuple(target for _, _, target in kept),
         references=tuple(" ".join(reference) for reference in references),
         needed=np.array([len(t) + int((t[1:] == t[:-1]).sum()) for *_, t in kept], dtype=np.int64),
-        read=source.reader(listing.name, ids, scan),
+        read=replace(read, ready_for=normalisation) if ready and isinstance(read, PackedReader) else read,
         normalisation=normalisation,
         resident={} if keep else None,
     )

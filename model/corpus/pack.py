@@ -22,6 +22,7 @@ from model.corpus.data import CorpusConfig, read_annotation
 from model.corpus.features import UNREADABLE, Recording, dimension_name, open_npz, parts_of
 from model.corpus.folder import Folder, open_folder
 from model.corpus.landmarks import STILL_WIDTH, WIDTH, first_difference
+from model.corpus.normalised import check_normalised
 from model.corpus.packed import (
     DETECTED,
     FEATURES,
@@ -237,6 +238,7 @@ def verify(path: Path, progress: Progress | None = None) -> Packed:
             f"{path / FEATURES}: {len(wrong)} of {len(items)} recordings are not what was packed ({some(wrong)}); "
             "pack the corpus again"
         )
+    check_normalised(packed, progress)
     return packed
 
 

@@ -43,6 +43,8 @@ MANIFEST, FEATURES, DETECTED, SCAN, VOCABULARY = (
     "scan.npz",
     "vocabulary.txt",
 )
+NORMALISED = "normalised.npy"
+"""Not always there: see `normalised.py`."""
 
 
 class Stored(BaseModel):
@@ -112,6 +114,10 @@ class PackedArrays:
     def detected(self) -> NDArray[np.bool_]:
         return self._mapped(DETECTED)
 
+    @cached_property
+    def normalised(self) -> NDArray[np.float32]:
+        return self._mapped(NORMALISED)
+
     def _mapped(self, name: str) -> NDArray[Any]:
         try:
             return np.asarray(np.load(self.folder / name, mmap_mode="r", allow_pickle=False))
@@ -146,6 +152,8 @@ class PackedReader:
     starts: tuple[int, ...]
     frames: tuple[int, ...]
     dtypes: tuple[str, ...]
+    ready_for: Normalisation | None = None
+    """The one whose result lies in the pack."""
 
     def __call__(self, i: int) -> Recording:
         return self.arrays.recording(self.starts[i], self.starts[i] + self.frames[i], self.dtypes[i])
@@ -156,6 +164,9 @@ class PackedReader:
         Where motion is derived, it is some frames at a time, while they are in the processor's cache.
         """
         arrays, start, stop = self.arrays, self.starts[i], self.starts[i] + self.frames[i]
+        if normalisation is self.ready_for:
+            out[:] = arrays.normalised[start:stop]
+            return
         stored = arrays.features[start:stop]
         if not arrays.derived or arrays.kept is not None or stored.dtype != np.dtype(self.dtypes[i]):
             normalisation.write(self(i), out)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from model.corpus.annotations import CorpusError, Listing
 from model.corpus.features import (
     UNREADABLE,
+    Normalisation,
     Part,
     Recording,
     base_parts,
@@ -203,6 +204,14 @@ def constant_dimensions(statistics: Statistics) -> NDArray[np.bool_]:
             rms = np.sqrt(np.mean(mean[part.columns] ** 2 + std[part.columns] ** 2))
             threshold[part.columns] = np.maximum(threshold[part.columns], 1e-6 * rms)
     return np.asarray(std <= threshold)
+
+
+def normalisation_of(scan: Scan) -> Normalisation:
+    """Zero mean and unit deviation over train; constant dimensions become zero."""
+    train = scan.statistics["train"]
+    constant = constant_dimensions(train)
+    scale = np.divide(1.0, train.std, out=np.zeros_like(train.mean), where=~constant)
+    return Normalisation(train.parts, train.mean, scale)
 
 
 def missing_shares(statistics: Statistics, frames: int) -> dict[str, float]:

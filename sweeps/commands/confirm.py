@@ -40,6 +40,7 @@ from sweeps.confirming import Confirmation, confirmation_of, confirms, in_words,
 from sweeps.errors import SpecError, SweepError
 from sweeps.records import SweepRow
 from sweeps.settings import find_home
+from sweeps.sharing import decided
 from sweeps.spec import SweepSpec, spec_of
 from sweeps.store import Store
 from tracking.server import check_server
@@ -100,7 +101,7 @@ def confirm(
                 print(json.dumps(as_values(known, found), allow_nan=False))
             return
         if workers is not None:
-            spec = spec.model_copy(update={"workers": workers})
+            spec = decided(spec, workers)
         preparing.check_trainer(parent or known or service.find_sweep(store, name), trainer)
         with corpus_progress(words) as progress:
             prepared = preparing.prepare(spec, where, progress, trainer, force=force)

@@ -43,6 +43,7 @@ from sweeps.processes import this_runner
 from sweeps.range_test import PICTURE
 from sweeps.records import SweepRow
 from sweeps.settings import Home, find_home
+from sweeps.sharing import decided
 from sweeps.shipping import dashboard, mirror_of, tracking_server
 from sweeps.spec import load_spec
 from sweeps.states import SweepState
@@ -80,7 +81,7 @@ def run(
     database: DatabaseOption = None,
     tracking_uri: TrackingOption = None,
     trials: Annotated[int | None, typer.Option(help="Instead of the spec's budget.trials")] = None,
-    workers: Annotated[int | None, typer.Option(help="Instead of the spec's workers")] = None,
+    workers: Annotated[int | None, typer.Option(help="Instead of the spec's workers and workers_per_device")] = None,
     trainer: TrainerOption = None,
     force: ForceOption = False,
     warm_start: Annotated[
@@ -115,6 +116,8 @@ def run(
     A sweep in which nothing takes off pauses, says why, and ends with exit code 3; the same command goes on.
     """
     given = {"trials": trials, "workers": workers, "warm_start": warm_start or None}
+    if workers is not None:
+        given["workers_per_device"] = 1
     spec = load_spec(spec_file, **{name: value for name, value in given.items() if value is not None})
     where = find_home(home)
     told = channels.channels_of(where.notify, notify)
@@ -126,7 +129,8 @@ def run(
     for note in prepared.notes:
         print(f"corpus: {note}", file=words, flush=True)
     if dry_run:
-        report = plan_report(prepared, where)
+        share = runner.share_here(spec, lambda: prepared.corpus_config, prepared.trainer, where, threading.Event())
+        report = plan_report(replace(prepared, spec=decided(spec, share.workers)), where)
         print_plan(report, words)
         if as_json:
             print(json.dumps(report))
@@ -214,6 +218,9 @@ def run_prepared(
                     range_test(store, sweep, prepared, home, stop, words)
                 seen = {t.id: t.epochs for t in trials if not t.state.terminal}
                 if work:
+                    share = runner.share_here(spec, lambda: prepared.corpus_config, prepared.trainer, home, stop)
+                    if spec.workers_per_device == "auto":
+                        print(f"workers: {share.workers} ({share.why})", file=words, flush=True)
                     with display.view(
                         store.epochs,
                         plain=as_json,
@@ -221,7 +228,8 @@ def run_prepared(
                         seen=seen,
                         forecast=lambda: forecast_of(store, service.find_sweep(store, spec.name)).sentence,
                     ) as view:
-                        runner.run(store, sweep, spec, job, me, mirror, view, stop, messages.note)
+                        here = decided(spec, share.workers)
+                        runner.run(store, sweep, here, job, me, mirror, view, stop, messages.note)
                 if ending and store.sweep_state(sweep.id) is SweepState.COMPLETE:
                     ending.conclude()
         finally:

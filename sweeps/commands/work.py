@@ -37,11 +37,13 @@ from sweeps.house import AT_WORK, House
 from sweeps.keeper import BEAT_SECONDS, News, has_work, no_news
 from sweeps.mirror import Mirror
 from sweeps.patience import wait
+from sweeps.preparing import corpus_config_here
 from sweeps.processes import this_runner
 from sweeps.records import SweepRow
-from sweeps.runner import POLL_SECONDS
+from sweeps.runner import POLL_SECONDS, share_here
 from sweeps.settings import Home, find_home
 from sweeps.shipping import Tracking, mirror_of, tracking_server
+from sweeps.spec import spec_of
 from sweeps.store import Store
 from sweeps.trainers import load_trainer, resolved
 from sweeps.worker import Job
@@ -57,7 +59,13 @@ def work(
     home: HomeOption = None,
     database: DatabaseOption = None,
     tracking_uri: TrackingOption = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that train, a trial each")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that train, a trial each. Default: the workers_per_device of the sweep, if one is named",
+        ),
+    ] = None,
     engine: Annotated[
         EngineName, typer.Option(help="Where they run: on this machine, or wherever Ray finds them a place")
     ] = "local",
@@ -115,6 +123,7 @@ def work(
             until_done=until_done,
             share_through=tracking_uri if share_checkpoints else None,
         )
+        count = workers or _workers_here(store, job, engine, stop)
         with ExitStack() as started:
 
             @cache
@@ -127,7 +136,7 @@ def work(
                 print("no --tracking-uri: another process ships to MLflow, or `sweeps mirror` does", flush=True)
             elif tracking_uri is not None:
                 tracking()
-            running = started.enter_context(engines.opened(engine, job, workers, me, resources))
+            running = started.enter_context(engines.opened(engine, job, count, me, resources))
             fine = work_on(store, where, job, running, tracking if ships else None, stop, messages.note)
     raise typer.Exit(130 if stop.is_set() else 0 if fine else 1)
 
@@ -184,6 +193,19 @@ def work_on(
     for name, trouble in house.trouble.items():
         print(f"warning: {name}: MLflow did not take everything ({trouble}); `sweeps mirror` sends it", file=sys.stderr)
     return not events.refused
+
+
+def _workers_here(store: Store, job: Job, engine: EngineName, stop: threading.Event) -> int:
+    """How many workers, where nobody said: what the one sweep that is named leaves to the device of this machine."""
+    if engine != "local" or len(job.sweeps) != 1:
+        return 1
+    sweep = service.find_sweep(store, job.sweeps[0])
+    spec = spec_of(sweep)
+    if spec.workers_per_device == 1:
+        return 1
+    share = share_here(spec, lambda: corpus_config_here(sweep, job.home, job.corpus), job.trainer, job.home, stop)
+    print(f"workers: {share.workers} ({share.why})", flush=True)
+    return share.workers
 
 
 def _are_to_be_completed(store: Store, names: Sequence[str]) -> bool:

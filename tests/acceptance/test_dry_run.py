@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from sweeps.sharing import cores_here
 from tests.acceptance.commands import write_spec
 
 Tried = Callable[..., tuple[int, str, str]]
@@ -27,6 +28,20 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(tmp_path: Path, tried: Tri
     assert not (home / "mlflow").exists()
     assert not list(home.rglob("*.pt"))
     assert not list(home.rglob("*.log"))
+
+
+def test_a_dry_run_says_how_many_workers_a_machine_gets(tmp_path: Path, tried: Tried) -> None:
+    def workers(*words: str, **changes: object) -> int:
+        spec = write_spec(tmp_path, **{"workers": 1, **changes})
+        code, out, err = tried("run", spec, "--dry-run", "--json", "--home", tmp_path / "home", *words)
+        assert code == 0, err
+        return int(json.loads(out.splitlines()[-1])["workers"])
+
+    auto, trainer = {"workers_per_device": "auto"}, {"epochs": 2, "batch_size": 8, "hidden": 16, "channels": 16}
+    assert workers(**auto, trainer={**trainer, "device": "cpu"}) == min(cores_here(), 64)
+    assert workers(**auto, trainer={**trainer, "device": "cpu", "threads": 2 * cores_here()}) == 1
+    assert workers(workers_per_device=5) == 5
+    assert workers("--workers", "3", **auto) == 3
 
 
 def test_a_dry_run_as_json(tmp_path: Path, tried: Tried) -> None:

@@ -71,6 +71,19 @@ def kinds(home: Path) -> list[str]:
         store.close()
 
 
+def test_a_sweep_says_how_many_workers_a_machine_gets_and_the_option_decides(home: Path, tmp_path: Path) -> None:
+    created(home, tmp_path, workers=1, workers_per_device=2)
+    command = start(home, tmp_path, "work", "tiny", "--until-done")
+    assert command.wait() == 0, command.words()
+    until_gone(home)
+    logs = Home(home).workers
+    assert "workers: 2 (as the spec says)" in command.words()
+    assert sorted(log.name for log in logs.glob("worker-*")) == ["worker-0.log", "worker-1.log"]
+    other = start(home, tmp_path, "work", "tiny", "--until-done", "--workers", "1")
+    assert other.wait() == 0, other.words()
+    assert "as the spec says" not in other.words()
+
+
 def test_two_that_work_at_once_do_exactly_the_trials_and_one_of_them_ships(home: Path, tmp_path: Path) -> None:
     created(home, tmp_path, budget={"trials": 6})
     run(home, tmp_path, "create", tmp_path / "spec.yaml")  # once more

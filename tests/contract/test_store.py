@@ -339,6 +339,28 @@ def test_a_database_that_is_away_for_a_while_is_named_and_then_goes_on(store: St
     assert claimed(store, sweep).number == 0
 
 
+def test_a_connection_that_the_server_closed_while_it_lay_idle_is_made_anew(
+    store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine.name == "sqlite":
+        return  # no server
+    running_sweep(store)
+
+    def hang_up() -> None:
+        with store._read() as connection:
+            backend = connection.execute(text("SELECT pg_backend_pid()")).scalar()
+        with engine.begin() as other:
+            other.execute(text("SELECT pg_terminate_backend(:backend, 5000)"), {"backend": backend})
+
+    hang_up()
+    with pytest.raises(DatabaseUnavailable):  # used a moment ago, so not asked whether it is there
+        store.sweeps()
+    (sweep,) = store.sweeps()
+    monkeypatch.setattr("sweeps.store._SURELY_THERE_SECONDS", 0.0)
+    hang_up()
+    assert store.sweeps() == [sweep]
+
+
 def test_a_row_cannot_point_at_nothing(store: Store) -> None:
     with pytest.raises(IntegrityError), store._write() as connection:
         connection.execute(

@@ -6,7 +6,7 @@ import json
 import math
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from sweeps.records import TrialRow
 from sweeps.spec import FloatRange, SweepSpec
 from sweeps.states import SweepState, TrialState
 from sweeps.store import Store
-from sweeps.study import Study, suggest, value_for_sampler
+from sweeps.study import Memory, Study, _Shown, suggest, value_for_sampler
 from tests.curves import CONSTANT_WER
 from tests.rows import VALUES, epoch_row, trial_row
 
@@ -550,3 +550,39 @@ def test_our_tables_and_optunas_live_together_under_many_writers(store: Store, s
     ids = {trial.user_attrs["sweep_trial"]: trial._trial_id for trial in found}
     assert {t.number: t.optuna_trial_id for t in store.trials(row.id)} == ids
     assert store.untold(row.id) == []
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_memory_changes_no_suggestion(sampler: str) -> None:
+    some, memory, rows = spec(sampler=sampler), Memory(), list[TrialRow]()
+    narrow = FloatRange(low=1e-3, high=1e-2, log=True)
+    for number in range(30):
+        bounds = narrow if number > 20 else None
+        under_way = [replace(row, state=TrialState.RUNNING) for row in rows[-2:]]
+        shown = {row.id: curve(row.best_wer) for row in rows}
+        several = [*rows[:-2], *under_way]
+        asked = [
+            suggest(some, number, several, shown, CONSTANT_WER, learning_rate=bounds, memory=known)
+            for known in (None, memory)
+        ]
+        assert asked[0] == asked[1], number
+        rate = asked[0]["learning_rate"]
+        rows.append(ended(number, asked[0], min(1.0, abs(decades(rate) - decades(3e-3)))))
+    assert len(memory) == (29 if sampler == "tpe" else 0)
+
+
+def test_of_thousands_of_trials_the_sampler_is_shown_the_best_and_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.study.SHOWN_TRIALS", 20)
+    monkeypatch.setattr("sweeps.study.SHOWN_BEST", 5)
+    seen = list[list[float]]()
+
+    def shown_to_it(trials: Sequence[FrozenTrial]) -> _Shown:
+        seen.append([trial.params["learning_rate"] for trial in trials])
+        return _Shown(trials)
+
+    monkeypatch.setattr("sweeps.study._Shown", shown_to_it)
+    rates = [1e-4 * (1 + n) for n in range(60)]
+    rows = [ended(n, {"learning_rate": rate}, 0.6 if n % 10 else 0.1 + n / 1000) for n, rate in enumerate(rates)]
+    assert 1e-5 <= ask(spec(), 60, rows)["learning_rate"] <= 2e-2
+    best, latest = range(0, 50, 10), [n for n in range(60) if n % 10 or n == 50][-15:]
+    assert seen == [[rates[n] for n in sorted([*best, *latest])]]

@@ -11,6 +11,7 @@ import pytest
 
 from sweeps import preparing, worker
 from sweeps.errors import NothingToDo, NoWarmStart, SpecChanged, SweepNotFound, TrialTried
+from sweeps.judging import Judge
 from sweeps.keeper import end_if_over, has_work
 from sweeps.preparing import Prepared, open_sweep
 from sweeps.records import PriorRow, SweepRow
@@ -179,7 +180,8 @@ def test_no_configuration_is_given_to_two_workers_and_the_sweep_ends_with_the_la
     def work(name: str) -> None:
         try:
             with closing(Store(store.url)) as mine, closing(Study(store.url, spec_of(sweep))) as study:
-                assignment = Assignment(sweep, spec_of(sweep), None, study)  # type: ignore[arg-type]
+                spec = spec_of(sweep)
+                assignment = Assignment(sweep, spec, None, study, Judge(spec, mine, sweep))  # type: ignore[arg-type]
                 barrier.wait(30)
                 while claim := mine.claim(sweep.id, name, 60):
                     worker.ask(assignment, mine, claim)

@@ -188,14 +188,8 @@ def test_what_it_would_have_been_stopped_for_stops_it_at_that_epoch(
     at_two = Decision("too_slow", "too_slow", "Slow.", "Fast would have kept it.", 2, {}, {})
     monkeypatch.setattr(pruning, "decide", lambda trial, *_, **__: at_two if trial.reports[-1].epoch == 2 else None)
     plateau = SweepSpec.model_validate({"name": "s", "corpus": "x", "pruner": {"name": "plateau", "audit_share": 0}})
-    true = worker.assigned
-    monkeypatch.setattr(
-        worker,
-        "assigned",
-        lambda job, sweep: replace(
-            found := true(job, sweep), spec=found.spec.model_copy(update={"pruner": plateau.pruner})
-        ),
-    )
+    true = worker.spec_of
+    monkeypatch.setattr(worker, "spec_of", lambda sweep: true(sweep).model_copy(update={"pruner": plateau.pruner}))
 
     def outage(epoch: int, step: int) -> None:
         if (epoch, step) == (2, 0):

@@ -14,7 +14,7 @@ from model.floors import Floors
 from model.types import EpochReport, TrainingConfig
 from sweeps import judging
 from sweeps.audit import is_audited
-from sweeps.pruning import Decision
+from sweeps.pruning import Decision, History
 from sweeps.records import Claim, SweepRow
 from sweeps.spec import SweepSpec
 from sweeps.states import SweepState, TrialState
@@ -83,7 +83,7 @@ def config(spec: SweepSpec, claim: Claim, rate: float = 1e-3) -> TrainingConfig:
 def judged(store: Store, sweep: SweepRow, spec: SweepSpec, claim: Claim, curve: list[EpochReport]) -> TrialState | None:
     """Record the epochs, and ask whether the trial is over."""
     judging.record(store, claim, curve, CONSTANT_WER)
-    return judging.finish_if_over(spec, store, sweep, claim, config(spec, claim), curve)
+    return judging.Judge(spec, store, sweep).finish_if_over(claim, config(spec, claim), curve)
 
 
 @pytest.fixture
@@ -209,8 +209,8 @@ def slow(store: Store, sweep: SweepRow, spec: SweepSpec, rate: float = 1e-5, epo
     metrics = {"dev/wer": 1.0, "train/loss": 9.0, "dev/loss": 9.0, "probe/swap_t": 0.5}
     curve = [replace(r, metrics=metrics) for r in run(epochs, rate)]
     judging.record(store, claim, curve, CONSTANT_WER)
-    if judging.finish_if_over(spec, store, sweep, claim, config(spec, claim, rate), curve):
-        judging.is_paused(spec, store, sweep)
+    if judging.Judge(spec, store, sweep).finish_if_over(claim, config(spec, claim, rate), curve):
+        judging.Judge(spec, store, sweep).is_paused(found(store))
     return claim
 
 
@@ -218,7 +218,7 @@ def test_a_sweep_in_which_nothing_takes_off_pauses_and_goes_on_when_run_again(st
     spec = spec_of()
     for _ in range(3):
         slow(store, sweep, spec)
-    assert not judging.is_paused(spec, store, sweep)
+    assert not judging.Judge(spec, store, sweep).is_paused(found(store))
     assert found(store).facts == sweep.facts
     slow(store, sweep, spec, 2e-5)  # the fourth of twelve
     alarmed = found(store)
@@ -226,10 +226,10 @@ def test_a_sweep_in_which_nothing_takes_off_pauses_and_goes_on_when_run_again(st
     assert alarmed.facts["alarm"]["cause"] == "rates_too_low"
     assert alarmed.facts["alarm"]["proposal"] == {"low": 2.1e-5, "high": 6.3e-4}
     assert alarmed.reason == "nothing takes off (likely cause: rates too low); run it again to go on all the same"
-    assert judging.is_paused(spec, store, sweep), "another worker hands its trial back"
+    assert judging.Judge(spec, store, sweep).is_paused(found(store)), "another worker hands its trial back"
     store.set_sweep_state(sweep.id, SweepState.RUNNING)
     slow(store, sweep, spec)
-    assert not judging.is_paused(spec, store, sweep)
+    assert not judging.Judge(spec, store, sweep).is_paused(found(store))
     assert found(store).facts == alarmed.facts, "an alarm is raised once"
 
 
@@ -239,7 +239,7 @@ def test_it_may_go_on_by_itself(store: Store, sweep: SweepRow) -> None:
         slow(store, sweep, spec)
     assert found(store).state is SweepState.RUNNING
     assert found(store).facts["alarm"]["cause"] == "rates_too_low"
-    assert not judging.is_paused(spec, store, sweep)
+    assert not judging.Judge(spec, store, sweep).is_paused(found(store))
 
 
 def test_a_takeoff_before_or_a_failed_trial_keeps_it_quiet(store: Store, sweep: SweepRow) -> None:
@@ -249,12 +249,12 @@ def test_a_takeoff_before_or_a_failed_trial_keeps_it_quiet(store: Store, sweep: 
     for _ in range(5):  # a fault is not a chance that was had
         claim = slow(store, sweep, spec, epochs=23)
         store.finish(claim, TrialState.FAILED, None, "a fault", "fault", {})
-    assert not judging.is_paused(spec, store, sweep)
+    assert not judging.Judge(spec, store, sweep).is_paused(found(store))
     learning = begin(store, sweep)
     judging.record(store, learning, run(9, 1e-3, takeoff=8), CONSTANT_WER)
     for _ in range(3):
         slow(store, sweep, spec)
-    assert not judging.is_paused(spec, store, sweep)
+    assert not judging.Judge(spec, store, sweep).is_paused(found(store))
     assert "alarm" not in found(store).facts
 
 
@@ -278,3 +278,41 @@ def test_trials_to_come_take_their_rate_from_the_bounds_that_were_found_out(
     rates = [rate() for _ in range(6)]
     assert all(3e-4 <= each <= 9e-3 for each in rates)
     assert max(rates) / min(rates) > 3
+
+
+# what is remembered
+
+
+def test_who_judges_many_epochs_says_what_one_would_who_looks_for_the_first_time(
+    store: Store, sweep: SweepRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(pruner=NO_TRIAL)
+    judge, seen = judging.Judge(spec, store, sweep), list[list[History]]()
+    curves = [run(24, 1e-3, takeoff=takeoff) for takeoff in (5, 7, 9, 20)]
+    claims = [begin(store, sweep) for _ in curves]
+    for epoch in range(1, 25):
+        for claim, curve in zip(claims, curves, strict=True):
+            if epoch > 2 * claim.number + 12:
+                continue
+            judging.record(store, claim, curve[epoch - 1 : epoch], CONSTANT_WER, before=curve[: epoch - 1])
+            if epoch == 2 * claim.number + 12:
+                store.finish(claim, TrialState.COMPLETE, "learned", "done", "epochs", {})
+            for without in (None, claim.trial_id):
+                assert judge.histories(without) == judging.Judge(spec, store, sweep).histories(without), epoch
+        seen.append(judge.histories())
+    assert [len(histories) for histories in seen] == [4] * 24
+    assert all(a is b for a, b in zip(seen[-1], seen[-2], strict=True)), "what is over is seen once"
+    assert [history.reports[-1].epoch for history in seen[-1]] == [12, 14, 16, 18]
+
+
+def test_a_sweep_in_which_a_trial_took_off_is_looked_at_no_more(
+    store: Store, sweep: SweepRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = judging.Judge(spec_of(), store, sweep)
+    claim = begin(store, sweep)
+    judging.record(store, claim, run(9, 1e-3, takeoff=8), CONSTANT_WER)
+    assert not judge.is_paused(found(store))
+    monkeypatch.setattr(Store, "siblings", lambda *_: pytest.fail("read again"))
+    assert not judge.is_paused(found(store))
+    store.set_sweep_state(sweep.id, SweepState.PAUSED)
+    assert judge.is_paused(found(store))

@@ -39,7 +39,7 @@ POINTS: Mapping[str, Point] = {
     "replace": Point("3 train", "model.files:_replace"),
     "forget": Point("3 train", "sweeps.checkpoints:forget_earlier"),
     "record": Point("4 record", "sweeps.store:Store.record"),
-    "decide": Point("5 decide", "sweeps.judging:finish_if_over"),
+    "decide": Point("5 decide", "sweeps.judging:Judge.finish_if_over"),
     "reserve": Point("5 decide", "sweeps.store:Store.reserve_epoch"),
     "hand back": Point("5 decide", "sweeps.store:Store.hand_back"),
     "finish": Point("6 finish", "sweeps.store:Store.finish"),

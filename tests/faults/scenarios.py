@@ -58,7 +58,8 @@ class Scenario:
             "space": {"patience": {"low": 20, "high": 30}},
             "first_trials": {name: dict(values) for name, values in self.first_trials.items()},
             "pruner": {"name": "none"},
-            "budget": {"trials": self.trials},
+            # Each epoch is reserved; it never runs out.
+            "budget": {"trials": self.trials, "total_epochs": 2 * self.trials * self.epochs},
             "workers": self.workers,
             "range_test": False,
         }

@@ -59,7 +59,7 @@ def _process(folder: Path, number: int, url: str, claimers: int) -> None:
         assert sweep is not None
         corpus = load_corpus(corpus_of(sweep), cache=Home(folder / "home").scans)
         with closing(Study(url, spec_of(sweep))) as study:
-            assignment = Assignment(sweep, spec_of(sweep), corpus, study)
+            assignment = Assignment(sweep, spec_of(sweep), corpus, study, judging.Judge(spec_of(sweep), store, sweep))
             failed = threading.Event()
             names = [f"claimer {number}.{place}" for place in range(claimers)]
             threads = [threading.Thread(target=_claimer, args=(assignment, store, name, failed)) for name in names]
@@ -87,7 +87,7 @@ def _train(assignment: Assignment, store: Store, claim: Claim) -> None:
     config = spec.training(claim.number, values, claim.overrides)
     trainer = Nothing(config, assignment.corpus)
     reports = []
-    while judging.judge_all(spec, store, sweep, claim, config, reports, len(reports)) is None:
+    while assignment.judge.judge_all(claim, config, reports, len(reports)) is None:
         assert store.reserve_epoch(claim, trainer.epoch + 1)
         reports.append(trainer.train_epoch(lambda: False))
     judging.tell(store, assignment.study, sweep.id, claim.trial_id)

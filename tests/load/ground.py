@@ -75,7 +75,7 @@ def created(folder: Path, url: str, trials: int, epochs: int, sampler: str) -> S
         "trainer": {"epochs": epochs},
         "space": {"patience": {"low": 1, "high": 20}},
         "sampler": sampler,
-        "budget": {"trials": trials},
+        "budget": {"trials": trials, "total_epochs": 2 * trials * epochs},  # each epoch is reserved; it never runs out
     }
     prepared = preparing.prepare(SweepSpec.model_validate(content), Home(folder / "home"), trainer=TRAINER)
     with closing(Store(url)) as store:

@@ -26,11 +26,11 @@ STEPS: Mapping[str, str] = {
     "claim": "sweeps.store:Store.claim",
     "ask": "sweeps.worker:ask",
     "register": "sweeps.study:Study.register",
-    "may it go on": "sweeps.judging:is_paused",
+    "may it go on": "sweeps.judging:Judge.is_paused",
     "reserve": "sweeps.store:Store.reserve_epoch",
     "checkpoint": "sweeps.checkpoints:save",
     "record": "sweeps.store:Store.record",
-    "decide": "sweeps.judging:finish_if_over",
+    "decide": "sweeps.judging:Judge.finish_if_over",
     "finish": "sweeps.store:Store.finish",
     "tell": "sweeps.judging:tell",
 }

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from model.floors import Floors
 from model.types import TrainingConfig
-from sweeps.pruning import Decision, History, decide, default_spread, outlook, wer_weight
+from sweeps.pruning import LATEST_TRIALS, Decision, History, decide, default_spread, outlook, wer_weight
 from tests.curves import CONSTANT_WER, report
 
 FLOORS = Floors(CONSTANT_WER, "", 4.0, 4.0, 14.0)
@@ -143,3 +143,16 @@ def test_in_the_plateau_wer_is_no_evidence(trial: History, siblings: list[Histor
     flat = [replace(r, metrics={**r.metrics, "dev/wer": 1.0}) for r in trial.reports]
     here, there = ask(trial, siblings), ask(replace(trial, reports=flat), siblings)
     assert (here and here.rule) == (there and there.rule)
+
+
+def test_the_spread_is_that_of_the_latest_trials() -> None:
+    def ended(number: int, last: float) -> History:
+        wers = [0.8 - 0.02 * (number % 7)] * 9 + [last]
+        reports = [report(epoch, wer, rate=1e-3, loss=4 * wer) for epoch, wer in enumerate(wers, start=1)]
+        return History(number, reports, TrainingConfig(epochs=10), CONSTANT_WER, ended=True)
+
+    wild = [ended(number, 0.01 if number % 2 else 0.7) for number in range(200)]
+    alike = [ended(200 + number, 0.3 + 0.001 * number) for number in range(LATEST_TRIALS)]
+    trial = replace(wild[0], number=999, reports=wild[0].reports[:5], ended=False)
+    spreads = [outlook(trial, siblings, FLOORS).spread for siblings in (wild, alike, [*wild, *alike])]
+    assert spreads[2] == spreads[1] < spreads[0] / 2

@@ -84,6 +84,28 @@ def test_the_pages_have_a_place_for_the_table_and_the_scripts_are_there() -> Non
         assert (ROOT / benchmark.command.split()[0]).is_file(), name
 
 
+def test_what_benchmarks_write_makes_no_other_code_of_a_commit(tmp_path: Path) -> None:
+    """Each writes the table, so only the first would have a clean tree."""
+    assert {bench.RESULTS, *bench.PAGES} <= {ROOT / path for path in rows.WRITTEN}
+
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    for path in ("code.py", *rows.WRITTEN):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("before", encoding="utf-8")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a commit")
+    clean = rows.about(tmp_path)["commit"]
+    for path in (*rows.WRITTEN, "untracked"):
+        (tmp_path / path).write_text("after", encoding="utf-8")
+    assert rows.about(tmp_path)["commit"] == clean
+    (tmp_path / "code.py").write_text("after", encoding="utf-8")
+    assert rows.about(tmp_path)["commit"] == f"{clean}-dirty"
+
+
 def test_the_list_says_what_there_is() -> None:
     command = [sys.executable, str(BENCHMARKS / "bench.py"), "--list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -32,9 +32,9 @@ ACTIVE: dict[str, dict[str, Value]] = {
     "cosine_restarts": {"restart_epochs": 2, "warmup_start_factor": 0.1, "warmup_epochs": 1.5},
     "plateau": {"plateau_patience": 0},
     "step": {"step_epochs": 1, "warmup_start_factor": 0.5, "warmup_epochs": 1},
-    "constant": {"accumulate": 2},
+    "constant": {"accumulate": 2, "length_buckets": 3},
 }
-"""Settings with which each schedule acts within four epochs."""
+"""Settings with which each schedule acts within four epochs, and length buckets as well."""
 
 GLOSSES = "ABCD"
 
@@ -185,6 +185,25 @@ def test_the_last_batch_may_be_smaller(monkeypatch: pytest.MonkeyPatch, corpus: 
     for size, sizes in ((7, [7, 7, 7, 3]), (24, [24]), (100, [24])):
         seen = batches_seen(monkeypatch, corpus, TINY.with_values({"batch_size": size}), 1)
         assert [len(batch) for batch in seen] == sizes
+
+
+def test_length_buckets_are_the_same_for_all_trials_too_and_save_padding(
+    monkeypatch: pytest.MonkeyPatch, corpus: Corpus
+) -> None:
+    config = TINY.with_values({"length_buckets": 3})
+    first, without = batches_seen(monkeypatch, corpus, config, 2), batches_seen(monkeypatch, corpus, TINY, 2)
+    trial = config.with_values({"seed": 9, "learning_rate": 1e-4, "schedule": "step", "accumulate": 3})
+    assert batches_seen(monkeypatch, corpus, trial, 2) == first
+    for epoch in (first[:6], first[6:]):
+        assert sorted(i for batch in epoch for i in batch) == list(range(24))
+    frames = [sum(corpus.train.lengths[batch].max() for batch in batches) for batches in (first, without)]
+    assert frames[0] < 0.9 * frames[1]
+    assert CTCTrainer(config, corpus).measure_epoch_seconds() > 0
+
+
+def test_length_buckets_of_one_batch_are_none(corpus: Corpus) -> None:
+    one, none = (CTCTrainer(TINY.with_values({"length_buckets": n}), corpus) for n in (1, 0))
+    assert epochs(one, 2) == epochs(none, 2)
 
 
 # Steps

@@ -211,6 +211,19 @@ def test_bf16_leaves_log_softmax_in_float32(make: type[Model], stride: int, trai
     torch.testing.assert_close(log_probs, expected, atol=0.1, rtol=0)
 
 
+@pytest.mark.parametrize(("make", "stride"), MODELS)
+def test_float64_is_computed_in_float64(make: type[Model], stride: int) -> None:
+    """So that rounding can be told from a fault: what is right then agrees far below float32's rounding."""
+    x, lengths = padded([40, 23, 17])
+    with_doubles = make(stride).double().train()
+    given = [x.double(), x.double() + 1e-12 * x.double().sin()]
+    one, two = (with_doubles(features, lengths)[0] for features in given)
+    assert one.dtype == torch.float64
+    apart = (one - two).detach().abs().max()
+    assert 0 < apart < 1e-9, "a layer in float32 would lose such a change, or make it 1e-7"
+    torch.testing.assert_close(one.float(), make(stride).train()(x, lengths)[0], atol=1e-4, rtol=1e-4)
+
+
 def test_batch_statistics_are_float32_under_autocast() -> None:
     norm = BatchNorm(2)
     frames = 1001  # bfloat16 cannot count so far: 256 + 1 is 256

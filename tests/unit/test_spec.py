@@ -223,7 +223,17 @@ def test_a_corpus_that_cannot_be_meant_is_refused(faults: Faults, corpus: str, l
         ("trainer: {data_seed: 3}", "trainer.data_seed: follows from the sweep's `seed`; set that instead"),
         ("seed: -1", "seed: -1: input should be greater than or equal to 0"),
         ("seed: 4294967296", "seed: 4294967296: input should be less than 4294967296"),
+        ("trainer: {length_buckets: -1}", "trainer.length_buckets: -1: input should be greater than or equal to 0"),
         ("workers: 0", "workers: 0: input should be greater than or equal to 1"),
+        ("workers_per_device: 0", "workers_per_device: 0: write a number of workers from 1 to 64, or auto"),
+        ("workers_per_device: 65", "workers_per_device: 65: write a number of workers from 1 to 64, or auto"),
+        ("workers_per_device: true", "workers_per_device: True: write a number of workers from 1 to 64, or auto"),
+        ("workers_per_device: all", "workers_per_device: 'all': write a number of workers from 1 to 64, or auto"),
+        (
+            "workers: 2\nworkers_per_device: auto",
+            "workers_per_device: auto: says how many workers a machine gets, and so does workers: 2; leave one of them "
+            "out",
+        ),
         ("budget: {hours: 0}", "budget.hours: 0: input should be greater than 0"),
         ("budget: {total_epochs: 0}", "budget.total_epochs: 0: input should be greater than or equal to 1"),
         ("sampler: cmaes", "sampler.name: 'cmaes': input should be 'tpe' or 'random'"),
@@ -402,12 +412,21 @@ def test_budget_workers_and_places_are_no_part_of_the_identity(load: Load) -> No
     assert {digest(s.identity()) for s in same} == {digest(spec.identity())}
 
 
+def test_what_the_trainer_learned_later_is_no_part_of_the_identity_at_its_default(load: Load) -> None:
+    """A stored sweep did not know it, and keeps its digest."""
+    trainer = load("name: s\ncorpus: x\ntrainer: {length_buckets: 0}\n").identity()["trainer"]
+    assert "length_buckets" not in trainer
+    assert trainer.keys() | {"length_buckets"} == TrainingConfig.model_fields.keys()
+    assert load("name: s\ncorpus: x\ntrainer: {length_buckets: 4}\n").identity()["trainer"]["length_buckets"] == 4
+
+
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
         ({"name": "t"}, 'name ("s" -> "t")'),
         ({"seed": 1}, "seed (0 -> 1)"),
         ({"trainer": {"epochs": 25}}, "trainer.epochs (24 -> 25)"),
+        ({"trainer": {"length_buckets": 4}}, "trainer.length_buckets (null -> 4)"),
         ({"space": {"dropout": {"low": 0.0, "high": 0.4}}}, "space.dropout.high (0.5 -> 0.4)"),
         ({"sampler": "random"}, 'sampler.name ("tpe" -> "random")'),
         ({"pruner": {"grace_epochs": 5}}, "pruner.grace_epochs (null -> 5)"),

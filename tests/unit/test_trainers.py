@@ -228,7 +228,7 @@ def test_a_divergence_is_told_without_a_learning_rate(home: Home, tmp_path: Path
     claim = store.claim(sweep.id, "worker", 60)
     assert claim is not None
     last = EpochReport(1, 10, {"dev/wer": float("nan")}, steps_in_epoch=10, skipped_steps=10)
-    assert judging.finish_if_over(SPEC, store, sweep, claim, SPEC.trainer, [last]) is TrialState.PRUNED
+    assert judging.Judge(SPEC, store, sweep).finish_if_over(claim, SPEC.trainer, [last]) is TrialState.PRUNED
     trial = store.trials(sweep.id)[0]
     assert (trial.state, trial.verdict) == (TrialState.PRUNED, "diverged")
     assert trial.reason.startswith("Diverged: 10 of 10 steps of epoch 1 were not finite. At most 1% of the steps")
