@@ -140,7 +140,7 @@ def posteriorgram(shown: Examples, epoch: int) -> bytes:
     draw.text((left - 6, below), f"{FLOOR:g}", SOFT, font, anchor="rm")
     draw.text((left + 126, below), "0 nats", SOFT, font, anchor="lm")
     out = io.BytesIO()
-    picture.save(out, "PNG", optimize=True)
+    picture.save(out, "PNG")
     return out.getvalue()
 
 
