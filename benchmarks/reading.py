@@ -5,7 +5,8 @@
 Features are generated at the lengths of PHOENIX's first sentences. Each way is a process of its own; they take turns,
 an epoch each: features read, normalised and put into batches of 4, in the same order, to the same bits. All files are
 in the page cache. There are npz as `numpy.savez` writes them and as `numpy.savez_compressed` does, and packs with and
-without the normalised features (`model pack --normalised`). The copy reads nothing: it fills as large batches from an
+without the normalised features (`model pack --normalised`); the latter also in batches of like lengths
+(`length_buckets: 8`), which hold less padding to write. The copy reads nothing: it fills as large batches from an
 array that is ready, which nothing that fills batches can beat. Then the memory of workers: what a second one that reads
 the pack holds for itself alone, beyond what a process holds that has imported the trainer and read nothing.
 """
@@ -32,13 +33,15 @@ import numpy as np
 import psutil
 from rows import ROOT, Aim, Row, not_run, parser, row, show
 
-from model.corpus.data import CorpusConfig, Split, epoch_order, load_corpus, make_batch
+from model.corpus.data import CorpusConfig, Split, epoch_batches, load_corpus, make_batch
 from model.memory import keep_freed_memory
 
 PHOENIX = ROOT.parent / "shared" / "data" / "phoenix2014-si5" / "annotations"
 FILTER = "phoenix-si5"
 BATCH = 4
-PLAIN, READY = "packed", "packed, normalised"
+PLAIN, READY, BUCKETED = "packed", "packed, normalised", "packed, normalised, length buckets"
+OURS = (READY, BUCKETED, PLAIN)
+BUCKETS = 8
 FASTER, SECOND_WORKER = Aim(20, most=False), Aim(150, of="value")
 
 
@@ -59,7 +62,14 @@ def main() -> None:
         for words in (["generate", str(corpus), *like], *([*each, "--filter", FILTER] for each in packs)):
             subprocess.run([sys.executable, "-m", "model", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         compressed = compress(corpus, Path(folder) / "compressed")
-        ways = {"npz": corpus, "npz, compressed": compressed, "copy": packed, PLAIN: packed, READY: ready}
+        ways = {
+            "npz": corpus,
+            "npz, compressed": compressed,
+            "copy": packed,
+            PLAIN: packed,
+            READY: ready,
+            BUCKETED: ready,
+        }
         rows = [*times(ways, arguments.rounds or (2 if arguments.quick else 5)), *memory(ready)]
     show(rows, as_json=arguments.json)
 
@@ -83,14 +93,14 @@ def times(ways: Mapping[str, Path], rounds: int) -> list[Row]:
         # The first round fills the caches.
         taken = [{way: reader.ask("epoch") for way, reader in readers.items()} for _ in range(rounds + 1)][1:]
         note = f"{readers[READY].ask('frames'):,} frames"
-        if len({reader.ask("digest") for way, reader in readers.items() if way != "copy"}) != 1:
+        if len({reader.ask("digest") for way, reader in readers.items() if way not in ("copy", BUCKETED)}) != 1:
             raise SystemExit("they read other bits")
     found = []
-    for ours in (READY, PLAIN):
-        for way in (each for each in ways if each not in (READY, PLAIN)):
+    for ours in OURS:
+        for way in (each for each in ways if each not in OURS):
             mine, theirs = (1e3 * median(each[side] for each in taken) for side in (ours, way))
             ratio = median(each[way] / each[ours] for each in taken)
-            aim = FASTER if ours == READY and way != "copy" else None
+            aim = FASTER if ours != PLAIN and way != "copy" else None
             found.append(row(f"an epoch read, {ours}, against {way}", mine, "ms", way, theirs, ratio, aim, note))
     return found
 
@@ -140,9 +150,11 @@ def answer(way: str, path: Path, pipe: Connection) -> None:
         # Of PHOENIX's size it would not fit into memory, so it does not stay there here.
         train = replace(load_corpus(config).train, resident=None)
         batch = batch_of(way, train)
+        drawn = epoch_batches(train.lengths, BATCH, 0, 1, BUCKETS if way == BUCKETED else 0)
+        batches = [rows.tolist() for rows in drawn]
         answers = {
-            "epoch": lambda: epoch(train, batch),
-            "digest": lambda: digest(train, batch),
+            "epoch": lambda: epoch(batches, batch),
+            "digest": lambda: digest(batches, batch),
             "frames": lambda: int(train.lengths.sum()),
             "memory": own_memory,
         }
@@ -157,29 +169,24 @@ def batch_of(way: str, train: Split) -> Callable[[list[int]], Any]:
 
         return lambda rows: collate(train, rows)[0].numpy()
     keep_freed_memory()  # as the trainer does
-    if way in (PLAIN, READY):
+    if way in OURS:
         return lambda rows: make_batch(train, rows).features
     ready = np.zeros((int(train.lengths.max()), len(train.normalisation.mean)), dtype=np.float32)
     return lambda rows: make_batch(train, rows, lambda row: ready[: train.lengths[row]]).features
 
 
-def batches(train: Split) -> list[list[int]]:
-    order = epoch_order(len(train), 0, 1)
-    return [order[start : start + BATCH].tolist() for start in range(0, len(order), BATCH)]
-
-
-def epoch(train: Split, batch: Callable[[list[int]], Any]) -> float:
+def epoch(batches: list[list[int]], batch: Callable[[list[int]], Any]) -> float:
     """Seconds that it takes."""
     began = time.perf_counter()
-    for rows in batches(train):
+    for rows in batches:
         batch(rows)
     return time.perf_counter() - began
 
 
-def digest(train: Split, batch: Callable[[list[int]], Any]) -> str:
+def digest(batches: list[list[int]], batch: Callable[[list[int]], Any]) -> str:
     """Of some batches."""
     of = hashlib.sha256()
-    for rows in batches(train)[:5]:
+    for rows in batches[:5]:
         of.update(np.ascontiguousarray(batch(rows)).tobytes())
     return of.hexdigest()
 
