@@ -3,8 +3,8 @@
     python benchmarks/orchestration.py [--trials 100 1000 5000 10000] [--each 30] [--databases postgresql sqlite]
                                        [--steps] [--quick] [--json]
 
-A trial of 10 epochs that trains nothing (tests/load/nothing.py): claimed, asked for with TPE, every epoch reserved,
-recorded and decided, told. The calls are those of a worker, in one thread, without checkpoints and MLflow. Against it
+A trial of 10 epochs that trains nothing (tests/load/nothing.py): claimed, asked for with TPE, every epoch recorded and
+decided, told. The calls are those of a worker, in one thread, without checkpoints and MLflow. Against it
 Optuna alone, with TPE and a median pruner, in the same database: asked, 10 epochs reported and decided, told. The two
 take turns, a trial each. The database is filled before with trials that are written whole. `--steps` says where the
 time of ours goes.

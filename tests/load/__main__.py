@@ -81,7 +81,7 @@ def measured(
     with tempfile.TemporaryDirectory(prefix="load") as temporary, database(given.database) as where:
         folder = (given.keep or Path(temporary)) / sampler
         folder.mkdir(parents=True)
-        created(folder, where.url, trials, given.epochs, sampler)
+        created(folder, where.url, trials, given.epochs, sampler, reserves=True)
         begun = time.monotonic()
         wrong, connections = put(folder, where)
         whole = time.monotonic() - begun

@@ -66,8 +66,12 @@ def database(kind: str) -> Iterator[Database]:
                 yield Database(server.schema(), ask)
 
 
-def created(folder: Path, url: str, trials: int, epochs: int, sampler: str) -> SweepSpec:
-    """A sweep that runs, and that nobody works on yet."""
+def created(folder: Path, url: str, trials: int, epochs: int, sampler: str, *, reserves: bool = False) -> SweepSpec:
+    """A sweep that runs, and that nobody works on yet.
+
+    Args:
+        reserves: whether each epoch is reserved from a budget of epochs, which never runs out.
+    """
     sentences = {split: [f"{a} {b}" for a in "ABCD" for b in "ABCD" if a != b] for split in ("train", "dev")}
     content = {
         "name": NAME,
@@ -75,7 +79,7 @@ def created(folder: Path, url: str, trials: int, epochs: int, sampler: str) -> S
         "trainer": {"epochs": epochs},
         "space": {"patience": {"low": 1, "high": 20}},
         "sampler": sampler,
-        "budget": {"trials": trials, "total_epochs": 2 * trials * epochs},  # each epoch is reserved; it never runs out
+        "budget": {"trials": trials, "total_epochs": 2 * trials * epochs if reserves else None},
     }
     prepared = preparing.prepare(SweepSpec.model_validate(content), Home(folder / "home"), trainer=TRAINER)
     with closing(Store(url)) as store:
