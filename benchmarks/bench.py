@@ -140,11 +140,15 @@ def read_results() -> list[dict[str, Any]]:
 
 
 def merged(old: Sequence[dict[str, Any]], found: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """New rows in place of those of the same benchmark, in the order of BENCHMARKS."""
+    """New rows in place of those of the same benchmark, in the order of BENCHMARKS. What could not be measured here
+    takes no number away that was measured elsewhere.
+    """
     by_name: dict[str, list[dict[str, Any]]] = {}
     for each in old:
         by_name.setdefault(each["name"].partition(":")[0], []).append(each)
-    by_name.update({name: list(rows) for name, rows in found.items()})
+    for name, rows in found.items():
+        if name not in by_name or any(not row["not_run"] for row in rows):
+            by_name[name] = list(rows)
     return [each for name in BENCHMARKS for each in by_name.get(name, [])]
 
 

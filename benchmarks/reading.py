@@ -100,7 +100,7 @@ def times(ways: Mapping[str, Path], rounds: int) -> list[Row]:
         for way in (each for each in ways if each not in OURS):
             mine, theirs = (1e3 * median(each[side] for each in taken) for side in (ours, way))
             ratio = median(each[way] / each[ours] for each in taken)
-            aim = FASTER if ours != PLAIN and way != "copy" else None
+            aim = FASTER if ours == READY and way != "copy" else None
             found.append(row(f"an epoch read, {ours}, against {way}", mine, "ms", way, theirs, ratio, aim, note))
     return found
 

@@ -4,7 +4,7 @@
 
 Each point is a process of its own. Corpora of 100 to 3,000 generated sentences, 225 wide, as a folder and packed: what
 it takes to load one (the folder with its first pass over all files) and to read it once in batches. Sweeps of 100 to
-1,000 trials of 10 epochs in SQLite: what a worker takes that has just started for its first trial, for which it reads
+10,000 trials of 10 epochs in SQLite: what a worker takes that has just started for its first trial, for which it reads
 all others, and for a later one; trials train nothing. Memory is the peak of what the process holds besides mapped files
 (Linux: RssAnon). Draws docs/explanation/scale.png; a growth of 1 is that of the data.
 """

@@ -87,10 +87,12 @@ def save(
         OSError: the disk is full, or the folder cannot be written; the checkpoint before is still there.
     """
     from model.checkpoint import checkpoint_of, write
+    from model.ctc import CTCTrainer
 
     checkpoint = checkpoint_of(run, identity, trainer, config, corpus, reports)
     if better:
-        write(files.best, without_optimizer(checkpoint))  # nobody goes on from the best, and a third is written sooner
+        # Nobody goes on from the best, and a third is written sooner. What another trainer calls so is its own affair.
+        write(files.best, without_optimizer(checkpoint) if isinstance(trainer, CTCTrainer) else checkpoint)
     write(files.last, checkpoint, keep=files.previous)  # last: once it stands, the epoch is over
 
 

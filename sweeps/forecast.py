@@ -137,10 +137,11 @@ def _hours(hours: float, what: str = "") -> str:
 
 
 def read_for(trials: Sequence[TrialRow]) -> list[TrialRow]:
-    """The trials whose curves a forecast needs: those under way, and the best of those that are over."""
+    """The trials whose curves a forecast needs, by number: those under way, and the best of those that are over."""
     under_way = [trial for trial in trials if not trial.state.terminal and trial.epochs]
     over = [trial for trial in trials if _counts(trial) and trial.best_wer is not None]
-    return [*under_way, *sorted(over, key=lambda trial: (trial.best_wer, trial.number))[:SIBLINGS]]
+    best = sorted(over, key=lambda trial: (trial.best_wer, trial.number))[:SIBLINGS]
+    return sorted([*under_way, *best], key=lambda trial: trial.number)
 
 
 def forecast(

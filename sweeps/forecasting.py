@@ -22,11 +22,13 @@ def forecast_of(store: Store, sweep: SweepRow, improvement: float = IMPROVEMENT)
         improvement: WER (fraction), above 0.
     """
     spec, trials = spec_of(sweep), store.siblings(sweep)
+    per_device = spec.workers_per_device
+    workers = spec.workers if per_device == "auto" else max(spec.workers, per_device)
     wanted = [trial for trial in forecast.read_for(trials) if trial.hyperparameters is not None]
     curves = store.epochs_of([trial.id for trial in wanted])
     histories = [history_of(spec, sweep, trial, [row.report() for row in curves[trial.id]]) for trial in wanted]
     return forecast.forecast(
-        *(sweep, trials, histories, spec.workers, spec.trainer.epochs, improvement),
+        *(sweep, trials, histories, workers, spec.trainer.epochs, improvement),
         configurations=sweep.facts.get(CONFIGURATIONS),
     )
 

@@ -135,6 +135,7 @@ class Judge:
             return None
         if is_audited(spec.seed, claim.number, spec.pruner.audit_share):
             log.info("trial %d condemned, and audited: %s", claim.number, decision.reason)
+            del self._condemned[claim.trial_id, claim.attempt]  # looked up again, should the answer be lost
             store.audit(claim, DecisionRow(claim.trial_id, claim.number, action="audited", **_fields(decision)))
             self._condemned[claim.trial_id, claim.attempt] = True
             return None

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import psutil
+import joblib
 
 from model.corpus.data import CorpusConfig, load_corpus
 from model.types import Stopped, TrainingConfig
@@ -55,9 +55,8 @@ def on_gpu(free: int, trial: int) -> Share:
 
 
 def cores_here() -> int:
-    """Those that this process may run on."""
-    process = psutil.Process()
-    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
+    """As many as this process may use, by its affinity and by a container's quota."""
+    return int(joblib.cpu_count())
 
 
 def share_of(
@@ -73,7 +72,8 @@ def share_of(
         return Share(max(spec.workers, spec.workers_per_device), "as the spec says")
     if device_here(spec.trainer.device) == "cpu":
         return on_cpu(cores_here(), spec.trainer.threads)
-    return on_gpu(*measure(largest(spec)))
+    free, trial = zip(*map(measure, largest(spec)), strict=True)
+    return on_gpu(min(free), max(trial))
 
 
 def decided(spec: SweepSpec, workers: int) -> SweepSpec:
@@ -81,19 +81,23 @@ def decided(spec: SweepSpec, workers: int) -> SweepSpec:
     return spec.model_copy(update={"workers": workers, "workers_per_device": 1})
 
 
-def largest(spec: SweepSpec) -> TrainingConfig:
-    """The config of a trial that takes as much memory as any of the sweep may."""
+def largest(spec: SweepSpec) -> list[TrainingConfig]:
+    """Configs of which one takes as much memory as any trial of the sweep may: one of each architecture."""
     parameters = spec.space.parameters()
 
-    def values(name: str) -> list[int]:
+    def values(name: str) -> list[Any]:
         known = parameters.get(name)
         assert not isinstance(known, FloatRange), name
         searched = known.choices if isinstance(known, Choices) else (known.low, known.high) if known else ()
         named = [given[name] for given in spec.first_trials.values() if name in given]
-        return [int(each) for each in (getattr(spec.trainer, name), *searched, *named)]
+        return [getattr(spec.trainer, name), *searched, *named]
 
-    sizes = {name: max(values(name)) for name in ("batch_size", "eval_batch_size", "channels", "hidden", "lstm_layers")}
-    return spec.trainer.with_values({**sizes, "output_stride": min(values("output_stride"))})
+    most = {name: max(values(name)) for name in ("batch_size", "eval_batch_size", "channels", "hidden", "lstm_layers")}
+    most["output_stride"] = min(values("output_stride"))
+    if "float32" in values("precision"):
+        most["precision"] = "float32"
+    architectures = dict.fromkeys(values("architecture"))
+    return [spec.trainer.with_values({**most, "architecture": each}) for each in architectures]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from filelock import FileLock
@@ -54,6 +54,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from model.types import EpochReport
@@ -287,14 +288,15 @@ def engine_options(url: str) -> dict[str, Any]:
 def pinging(engine: Engine) -> Engine:
     """The engine, which now notices that a server went while a connection lay idle, and makes another one.
 
-    As SQLAlchemy's `pool_pre_ping`, but not for connections that were in use a moment ago: to ask each time took a
-    tenth of what a trial costs. Where a server goes in that moment the next statement says so.
+    As SQLAlchemy's `pool_pre_ping`, but not for connections that were made or in use a moment ago: to ask each time
+    took a tenth of what a trial costs. Where a server goes in that moment the next statement says so.
     """
     if engine.dialect.name == "sqlite":
         return engine
 
+    @event.listens_for(engine, "connect")
     @event.listens_for(engine, "checkin")
-    def returned(_connection: Any, record: ConnectionPoolEntry) -> None:
+    def answered(_connection: Any, record: ConnectionPoolEntry) -> None:
         record.info[_USED_AT] = time.monotonic()
 
     @event.listens_for(engine, "checkout")
@@ -307,6 +309,34 @@ def pinging(engine: Engine) -> Engine:
             raise InvalidatePoolError from error
 
     return engine
+
+
+_LOCKED = text("SELECT trial_id FROM trials WHERE trial_id = :trial FOR UPDATE")
+
+
+class OptunaStorage(Protocol):
+    """What we use of Optuna's RDBStorage."""
+
+    engine: Engine
+    scoped_session: scoped_session[Session]
+
+
+@contextmanager
+def together(storage: OptunaStorage, optuna_trial_id: int) -> Iterator[None]:
+    """What Optuna writes of this trial inside is one transaction in place of one for each value; who else writes of it
+    waits. SQLite's are cheap, and one that reads before it writes must be short there.
+    """
+    if storage.engine.dialect.name == "sqlite":
+        yield
+        return
+    storage.scoped_session.remove()
+    with storage.engine.begin() as connection:
+        connection.execute(_LOCKED, {"trial": optuna_trial_id})
+        storage.scoped_session(bind=connection, join_transaction_mode="rollback_only")
+        try:
+            yield
+        finally:
+            storage.scoped_session.remove()
 
 
 class Store:

@@ -26,7 +26,7 @@ from sweeps import states
 from sweeps.errors import DatabaseUnavailable
 from sweeps.records import PriorRow, TrialRow
 from sweeps.spec import Choices, FloatRange, IntRange, Parameter, SearchSpace, SweepSpec
-from sweeps.store import alone, database_errors, engine_options, pinging
+from sweeps.store import alone, database_errors, engine_options, pinging, together
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -319,7 +319,12 @@ class Study:
             best_so_far: step (epoch) to best finite WER, for each step that is to be reported.
         """
         assert trial.optuna_trial_id is not None
-        with self._reaching():
+        # Told before, or by another process just now: that stands.
+        with (
+            self._reaching(),
+            suppress(optuna.exceptions.UpdateFinishedTrialError),
+            together(self._storage, trial.optuna_trial_id),
+        ):
             self._tell(trial, trial.optuna_trial_id, best_so_far)
 
     def _tell(self, trial: TrialRow, optuna_trial_id: int, best_so_far: Mapping[int, float]) -> None:
@@ -329,12 +334,11 @@ class Study:
             state, value = TrialState.COMPLETE, trial.best_wer
         elif trial.state is states.TrialState.PRUNED:
             state, value = TrialState.PRUNED, last  # as Optuna's own pruned trials
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # told before, or by another process just now
-            for step, wer in best_so_far.items():
-                self._storage.set_trial_intermediate_value(optuna_trial_id, step, wer)
-            self._storage.set_trial_user_attr(optuna_trial_id, "verdict", trial.verdict)
-            self._storage.set_trial_user_attr(optuna_trial_id, "reason", trial.reason)
-            self._storage.set_trial_state_values(optuna_trial_id, state, None if value is None else [value])
+        for step, wer in best_so_far.items():
+            self._storage.set_trial_intermediate_value(optuna_trial_id, step, wer)
+        self._storage.set_trial_user_attr(optuna_trial_id, "verdict", trial.verdict)
+        self._storage.set_trial_user_attr(optuna_trial_id, "reason", trial.reason)
+        self._storage.set_trial_state_values(optuna_trial_id, state, None if value is None else [value])
 
     def orphans(self, known: Sequence[TrialRow]) -> list[int]:
         """Ids of the RUNNING Optuna trials that none of our trials points to: a crash came between the two writes,

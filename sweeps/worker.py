@@ -222,7 +222,7 @@ class _Worker:
         return None
 
     def _assigned(self, sweep: SweepRow) -> Assignment:
-        if self._assignment is None or self._assignment.sweep.id != sweep.id:
+        if self._assignment is None or not _same(self._assignment.sweep, sweep):
             self._leave()
             self._assignment = assigned(self._job, self._store, sweep)
         return self._assignment
@@ -526,6 +526,11 @@ def leave() -> None:
     """End this process at once: its trainer hangs, and another worker may have the trial. Its parent starts another."""
     log.error("the trainer has not moved for a whole lease after its lease had run out: leaving")
     os._exit(HUNG)
+
+
+def _same(one: SweepRow, other: SweepRow) -> bool:
+    """SQLite gives the id of a deleted sweep to the next one."""
+    return (one.id, one.created_at) == (other.id, other.created_at)
 
 
 def _epoch(trainer: Trainer, lease: Lease) -> EpochReport | None:

@@ -6,6 +6,7 @@ normalised.json   written last: which normalisation, of which pack
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -43,8 +44,9 @@ def add_normalised(packed: Packed, progress: Progress | None = None) -> int:
         CorpusError: there is no room, or the folder cannot be written.
     """
     normalisation = normalisation_of(packed.stored)
-    if holds_normalised(packed, normalisation):
-        return (packed.path / NORMALISED).stat().st_size
+    with suppress(CorpusError):  # what cannot be used is written again
+        if holds_normalised(packed, normalisation):
+            return (packed.path / NORMALISED).stat().st_size
     frames = sum(file.frames for files in packed.stored.files.values() for file in files.values())
     width = len(normalisation.mean)
     try:
@@ -82,7 +84,7 @@ def holds_normalised(packed: Packed, normalisation: Normalisation) -> bool:
     file, record_file = packed.path / NORMALISED, packed.path / RECORD
     if not record_file.is_file():
         return False
-    way_out = f"delete {RECORD} to do without, or add them to the pack again"
+    way_out = f"delete {RECORD} to do without, or pack with --normalised to write them again"
     try:
         record = Record.model_validate_json(record_file.read_bytes())
         size = file.stat().st_size
@@ -115,7 +117,7 @@ def check_normalised(packed: Packed, progress: Progress | None = None) -> None:
             if not np.array_equal(a.view(np.uint32), b.view(np.uint32)):
                 raise CorpusError(
                     f"{packed.path / NORMALISED}: {name} of {split} is not what follows from the features; delete "
-                    f"{RECORD} to do without, or add them to the pack again"
+                    f"{RECORD} to do without, and then pack with --normalised to write them again"
                 )
             if progress is not None:
                 progress(split, i + 1, len(files))

@@ -122,7 +122,8 @@ class PackedArrays:
         try:
             return np.asarray(np.load(self.folder / name, mmap_mode="r", allow_pickle=False))
         except UNREADABLE as error:
-            raise CorpusError(f"{self.folder / name}: cannot be read ({error}); pack the corpus again") from error
+            way_out = "delete normalised.json to do without" if name == NORMALISED else "pack the corpus again"
+            raise CorpusError(f"{self.folder / name}: cannot be read ({error}); {way_out}") from error
 
     def recording(self, start: int, stop: int, dtype: str) -> Recording:
         """What stands in these rows, in a dtype of its own."""

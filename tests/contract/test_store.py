@@ -352,6 +352,7 @@ def test_a_connection_that_the_server_closed_while_it_lay_idle_is_made_anew(
         with engine.begin() as other:
             other.execute(text("SELECT pg_terminate_backend(:backend, 5000)"), {"backend": backend})
 
+    monkeypatch.setattr("sweeps.store._SURELY_THERE_SECONDS", 3600.0)
     hang_up()
     with pytest.raises(DatabaseUnavailable):  # used a moment ago, so not asked whether it is there
         store.sweeps()

@@ -7,6 +7,7 @@ import math
 import random
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
@@ -474,6 +475,23 @@ def test_told_twice_changes_nothing(store: Store, study: Study) -> None:
     with opened(store) as again:
         again.tell(trial, {1: 0.5, 2: 0.25})
     assert recorded(store) == before
+
+
+def test_told_by_two_at_the_same_time_one_of_them_stands(store: Store, study: Study) -> None:
+    """A worker whose lease ran out, and the keeper."""
+    for number in range(5):
+        optuna_id = study.register(number, None, VALUES)
+        trial = trial_row(number, TrialState.COMPLETE, optuna_trial_id=optuna_id, best_wer=0.25)
+        with opened(store) as one, opened(store) as other, ThreadPoolExecutor(2) as pool:
+            together = threading.Barrier(2)
+
+            def tell(by: Study, trial: TrialRow = trial, together: threading.Barrier = together) -> None:
+                together.wait()
+                by.tell(trial, {1: 0.5, 2: 0.25})
+
+            list(pool.map(tell, (one, other)))
+        found = recorded(store)[number]
+        assert (found.state, found.value, found.intermediate_values) == (OptunaState.COMPLETE, 0.25, {1: 0.5, 2: 0.25})
 
 
 def test_a_tell_that_died_half_way_is_made_again(store: Store, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,11 +58,15 @@ class Scenario:
             "space": {"patience": {"low": 20, "high": 30}},
             "first_trials": {name: dict(values) for name, values in self.first_trials.items()},
             "pruner": {"name": "none"},
-            # Each epoch is reserved; it never runs out.
-            "budget": {"trials": self.trials, "total_epochs": 2 * self.trials * self.epochs},
+            "budget": {"trials": self.trials, "total_epochs": self._epochs_given},
             "workers": self.workers,
             "range_test": False,
         }
+
+    @property
+    def _epochs_given(self) -> int | None:
+        """A budget that never runs out, but makes a worker reserve its epochs, where that is what a fault strikes."""
+        return 2 * self.trials * self.epochs if any(fault.point == "reserve" for fault in self.faults) else None
 
     @property
     def uninterrupted(self) -> Scenario:

@@ -64,6 +64,13 @@ def test_new_rows_take_the_place_of_their_own_benchmark_alone() -> None:
     assert [(each["name"], each["value"]) for each in found] == [("reading: new", 3.0), ("workers: two", 1.0)]
 
 
+def test_what_could_not_be_run_here_takes_no_number_away() -> None:
+    measured = [result("gpu: a trial", value=1.0)]
+    missing = {"gpu": [result("gpu: a trial", value=None, not_run="no CUDA device")]}
+    assert bench.merged(measured, missing) == measured
+    assert bench.merged([], missing) == missing["gpu"]
+
+
 def test_a_page_keeps_all_but_its_table() -> None:
     page = f"# Title\n\nby hand | 1 |\n\n{bench.BEGIN}\n\nan old table\n\n{bench.END}\n\nafter\n"
     row = asdict(rows.row("an epoch", 1234.5, "ms", "plain loop", 2469.0, aim=rows.Aim(0.85), note="quiet"))

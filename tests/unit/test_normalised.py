@@ -97,6 +97,12 @@ def test_adding_normalised_features_again_writes_nothing_and_a_torn_file_is_refu
         CorpusError, match=r"normalised\.npy: has \d+ bytes, but was written with \d+; delete normalised"
     ):
         load(pack_of.path)
+    add_normalised(pack_of)  # as the message says
+    verify(pack_of.path)
+    assert ready(load(pack_of.path).train)
+    (pack_of.path / "normalised.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"normalised\.json: cannot be used .* pack with --normalised"):
+        load(pack_of.path)
     (pack_of.path / "normalised.json").unlink()
     assert not ready(load(pack_of.path).train)
     add_normalised(pack_of)

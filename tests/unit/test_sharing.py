@@ -83,7 +83,7 @@ def test_the_trial_that_is_measured_is_the_largest_of_the_sweep() -> None:
         space={"batch_size": {"low": 2, "high": 16}, "channels": {"choices": [64, 512]}, "output_stride": 8},
         first_trials={"deep": {"lstm_layers": 3, "hidden": 96}},
     )
-    found = largest(made)
+    (found,) = largest(made)
     assert (found.batch_size, found.channels, found.hidden, found.lstm_layers) == (16, 512, 96, 3)
     assert (found.output_stride, found.eval_batch_size) == (4, 32)
     asked: list[TrainingConfig] = []
@@ -95,6 +95,23 @@ def test_the_trial_that_is_measured_is_the_largest_of_the_sweep() -> None:
     auto = made.model_copy(update={"workers_per_device": "auto"})
     assert share_of(auto, lambda wanted: "cuda", lambda: 8, measure).workers == 4
     assert asked == [found]
+
+
+def test_each_architecture_is_measured_and_in_the_precision_that_takes_more() -> None:
+    made = spec(
+        trainer={"precision": "bf16"},
+        space={"architecture": {"choices": ["student", "bilstm"]}, "precision": {"choices": ["bf16", "float32"]}},
+        workers_per_device="auto",
+    )
+    assert [(each.architecture, each.precision) for each in largest(made)] == [
+        ("student", "float32"),
+        ("bilstm", "float32"),
+    ]
+    takes = {"student": 1 * GIB, "bilstm": 4 * GIB}
+    found = share_of(made, lambda wanted: "cuda", lambda: 8, lambda config: (25 * GIB, takes[config.architecture]))
+    assert found.workers == 4
+    alone = spec(trainer={"precision": "bf16"})
+    assert [each.precision for each in largest(alone)] == ["bf16"]
 
 
 def test_how_many_workers_is_no_part_of_what_a_sweep_is() -> None:
