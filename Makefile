@@ -51,7 +51,8 @@ $(VENV)/ray: $(VENV)/installed
 	@touch $@
 
 ray: $(VENV)/ray  ## on a Ray cluster of two nodes, of which one is killed: about three minutes
-	$(BIN)/python -m pytest -m ray tests/acceptance/test_ray.py tests/unit/test_asha.py $(ARGS)
+	$(BIN)/python -m pytest -m ray tests/acceptance/test_ray.py $(ARGS)
+	$(BIN)/python -m pytest -m ray tests/unit/test_asha.py $(ARGS)
 
 lint: $(VENV)/installed  ## style, types, layers
 	$(BIN)/ruff check .

@@ -54,4 +54,4 @@ def test_asha_decides_as_ray_tune_does(grace: int, factor: int, workers: int) ->
     beside = Beside(scheduler, policies.asha(grace, factor))
     replays.replay(beside, replays.in_random_order(runs, 0), 0, len(runs), workers)
     assert beside.stopped > 10
-    assert beside.went_on > 100
+    assert beside.went_on > 30

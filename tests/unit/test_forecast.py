@@ -209,7 +209,8 @@ def test_failed_and_cancelled_trials_were_no_draws() -> None:
 def test_only_a_few_curves_are_read_of_a_large_sweep() -> None:
     many = [over(number, 0.2 + number / 1000) for number in range(200)]
     under_way = trial_row(200, TrialState.RUNNING, epochs=3)
-    assert [trial.number for trial in read_for([*many, under_way])] == [*range(SIBLINGS), 200], "by number, as the spread is of the latest"
+    # By number, as the spread of a prediction is that of the latest.
+    assert [trial.number for trial in read_for([*many, under_way])] == [*range(SIBLINGS), 200]
 
 
 def test_a_sweep_is_stopped_for_its_chance_only_after_enough_trials() -> None:
