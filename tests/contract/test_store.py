@@ -362,6 +362,22 @@ def test_a_connection_that_the_server_closed_while_it_lay_idle_is_made_anew(
     assert store.sweeps() == [sweep]
 
 
+def test_a_new_connection_is_not_asked_whether_it_is_there(
+    store: Store, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that goes once more just then is told by the statement, as an error that is waited out."""
+    if engine.name == "sqlite":
+        return  # no server
+
+    def ping(_: Any) -> None:
+        raise AssertionError("it was asked")
+
+    store.close()  # the pool is empty; it fills again
+    monkeypatch.setattr(store._engine.dialect, "do_ping", ping)
+    monkeypatch.setattr("sweeps.store._SURELY_THERE_SECONDS", 3600.0)
+    assert store.sweeps() == store.sweeps() == []
+
+
 def test_a_row_cannot_point_at_nothing(store: Store) -> None:
     with pytest.raises(IntegrityError), store._write() as connection:
         connection.execute(

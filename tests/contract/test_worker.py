@@ -14,6 +14,7 @@ from model.floors import Floors
 from model.types import EpochReport, TrainingConfig
 from sweeps import judging
 from sweeps.audit import is_audited
+from sweeps.errors import DatabaseUnavailable
 from sweeps.pruning import Decision, History
 from sweeps.records import Claim, SweepRow
 from sweeps.spec import SweepSpec
@@ -140,6 +141,27 @@ def test_an_audited_trial_runs_on_to_its_own_end_and_no_rule_is_asked_again(
     assert trial.reason.endswith("Audited: the rule futile would have stopped it at epoch 5.")
     assert decision is not None
     assert (decision.action, decision.epoch, decision.verdict) == ("audited", 5, "never_learned")
+
+
+def test_an_audit_whose_answer_was_lost_is_looked_up_and_not_told_twice(
+    store: Store, sweep: SweepRow, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, claim = spec_of(pruner=EVERY_TRIAL), begin(store, sweep)
+    curve, judge, audit = run(5, 1e-3), judging.Judge(spec, store, sweep), store.audit
+    judging.record(store, claim, curve, CONSTANT_WER)
+
+    def lost(*arguments: Any) -> None:
+        audit(*arguments)
+        raise DatabaseUnavailable(store.url, "it went after the commit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "audit", lost)
+        with pytest.raises(DatabaseUnavailable):
+            judge.finish_if_over(claim, config(spec, claim), curve)
+    before = store.trial(sweep.id, 0).revision
+    assert judge.finish_if_over(claim, config(spec, claim), curve) is None
+    assert asked == [0]
+    assert store.trial(sweep.id, 0).revision == before
 
 
 def test_who_is_audited_does_not_depend_on_the_order(store: Store, sweep: SweepRow, asked: list[int]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from model.checkpoint import Files, read
 from model.corpus.data import Corpus, CorpusConfig, load_corpus
+from model.ctc import CTCTrainer
 from model.types import EpochReport, TrainingConfig
 from sweeps import checkpoints
 from sweeps.checkpoints import attempts, expire, forget_earlier, has_room, save, settle, trial_files, unsettled
@@ -75,6 +76,21 @@ def test_trainer_and_epochs_come_back(files: Files, corpus: Corpus) -> None:
     trainer = Counter()
     assert resume(files, ME, trainer) == run(3, 1e-3, takeoff=2)
     assert (trainer.epoch, trainer.weights.tolist()) == (3, [3.0, 3.0, 3.0])
+
+
+def test_the_best_of_the_built_in_trainer_alone_is_without_its_optimizer(tmp_path: Path, corpus: Corpus) -> None:
+    class Own(Counter):
+        """Its state has an entry of that name as well."""
+
+        def state_dict(self) -> dict[str, Any]:
+            return {**super().state_dict(), "optimizer": {"moments": torch.ones(2)}}
+
+    small = TrainingConfig(epochs=2, batch_size=4, channels=8, hidden=8, lstm_layers=1)
+    for name, trainer, kept in (("own", Own(2), True), ("built-in", CTCTrainer(small, corpus), False)):
+        mine = trial_files(tmp_path / name, 7, 1)
+        save(mine, "s/7", ME, trainer, TrainingConfig(), corpus, run(2, 1e-3), better=True)
+        assert "optimizer" in read(mine.last).trainer
+        assert ("optimizer" in read(mine.best).trainer) == kept, name
 
 
 def test_metrics_that_are_not_finite_come_back_as_they_were(files: Files, corpus: Corpus) -> None:
