@@ -311,7 +311,7 @@ def pinging(engine: Engine) -> Engine:
     return engine
 
 
-_LOCKED = text("SELECT trial_id FROM trials WHERE trial_id = :trial FOR UPDATE")
+_LOCKED = text("SELECT trial_id FROM trials WHERE trial_id = :trial FOR UPDATE")  # of Optuna's table
 
 
 class OptunaStorage(Protocol):
