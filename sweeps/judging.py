@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from operator import attrgetter
 from typing import Any
 
 from model.diagnosis import DIVERGED_SHARE, TAKEOFF_MARGIN, best_epoch, phase_of, verdict_of
@@ -77,8 +78,12 @@ class Judge:
 
     def __init__(self, spec: SweepSpec, store: Store, sweep: SweepRow) -> None:
         self._spec, self._store, self._sweep = spec, store, sweep
-        self._seen: dict[int, tuple[TrialRow, pruning.History]] = {}
-        """By the trial's id."""
+        self._over: set[int] = set()
+        """Numbers of the trials that are over and were looked at: they are looked at no more."""
+        self._ended: dict[int, pruning.History] = {}
+        """Those of them that have epochs, by the trial's id, ..."""
+        self._ranking = pruning.Ranking()
+        """... and as decisions ask for them."""
         self._took_off = False
         """Whether any trial has."""
         self._condemned: dict[tuple[int, int], bool] = {}
@@ -120,17 +125,17 @@ class Judge:
         if isinstance(spec.pruner, NoPruner) or not reports or self._is_condemned(claim):
             return None
         trial = pruning.History(claim.number, reports, config, constant_wer)
-        siblings = self.histories(without=claim.trial_id)
         if isinstance(spec.pruner, Plateau):
+            under_way = self._look(claim.trial_id)
             decision = pruning.decide(
                 trial,
-                siblings,
+                self._ranking.beside(under_way),
                 sweep.floors,
                 dev_sequences=sweep.facts.get("dev_sequences"),
                 grace_epochs=spec.pruner.grace_epochs,
             )
         else:
-            decision = decide_by(spec.pruner, trial, siblings, study_name=sweep.name)
+            decision = decide_by(spec.pruner, trial, self.histories(claim.trial_id), study_name=sweep.name)
         if decision is None:
             return None
         if is_audited(spec.seed, claim.number, spec.pruner.audit_share):
@@ -176,15 +181,23 @@ class Judge:
 
     def histories(self, without: int | None = None) -> list[pruning.History]:
         """The sweep's trials as the rules see them, by number, but for the one with the id `without`."""
-        found = []
-        for trial, reports in self._store.curves(self._sweep, without):
-            if not reports:
-                continue
-            known = self._seen.get(trial.id)
-            if known is None or known[0] is not trial:  # of one that is over the store gives the same row again
-                known = self._seen[trial.id] = trial, history_of(self._spec, self._sweep, trial, reports)
-            found.append(known[1])
-        return found
+        under_way = self._look(without)
+        ended = (history for trial_id, history in self._ended.items() if trial_id != without)
+        return sorted([*ended, *under_way], key=attrgetter("number"))
+
+    def _look(self, without: int | None) -> list[pruning.History]:
+        """Takes in the trials that are over by now; returns the others with epochs, but for the one with that id."""
+        under_way = []
+        for trial, reports in self._store.curves(self._sweep, without, known=self._over):
+            history = history_of(self._spec, self._sweep, trial, reports) if reports else None
+            if trial.state.terminal:
+                self._over.add(trial.number)
+                if history is not None:
+                    self._ended[trial.id] = history
+                    self._ranking.add(history)
+            elif history is not None:
+                under_way.append(history)
+        return under_way
 
 
 def _complete(

@@ -13,12 +13,15 @@ input unused. All else that is stopped is too slow to win, and called that.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from bisect import insort
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import nsmallest
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from math import exp, inf, isfinite, log, nan
+from operator import attrgetter
 from statistics import NormalDist
 
 from model.diagnosis import Verdict, counted, run_findings, takeoff_epoch
@@ -123,15 +126,116 @@ class History:
         return self.lowest_wers[-1]
 
     @cached_property
+    def floored_wers(self) -> list[float]:
+        """`lowest_wers`, SMALLEST_WER at least: what ratios are of."""
+        return [max(wer, SMALLEST_WER) for wer in self.lowest_wers]
+
+    @cached_property
+    def log_losses(self) -> list[float]:
+        """Logarithms of `lowest_losses`."""
+        return [log(max(loss, SMALLEST_LOSS)) for loss in self.lowest_losses]
+
+    @cached_property
     def lost_to_warmup(self) -> float:
         """Epochs at the peak rate that the warm-up costs: two trials are compared at equal epochs without them."""
         config = self.config
         return config.warmup_epochs * (1 - config.warmup_start_factor) / 2 if config.warmup_start_factor < 1 else 0.0
 
+    def place(self, epoch: int) -> int:
+        """Index of `epoch` in these lists, or of its first or last epoch if that is nearer."""
+        return min(max(epoch, 1), len(self.reports)) - 1
+
     def at(self, epoch: int) -> tuple[float, float]:
         """Lowest WER and lowest dev loss until `epoch`, or its first or last epoch if that is nearer."""
-        place = min(max(epoch, 1), len(self.reports)) - 1
+        place = self.place(epoch)
         return self.lowest_wers[place], self.lowest_losses[place]
+
+
+class Ranking:
+    """The trials of a sweep that took off, as decisions ask for them.
+
+    Those that are over are added once, in any order, so that a decision in a sweep of thousands looks at few of them.
+    """
+
+    def __init__(self, histories: Iterable[History] = ()) -> None:
+        self._over: list[History] = []
+        self._finished: list[History] = []
+        """Those of them that ended by themselves, by number."""
+        self._best: list[History] = []
+        """As many of the best of these as may be asked for, ..."""
+        self._best_stopped: list[History] = []
+        """... and of those that were stopped."""
+        self._under_way: list[History] = []
+        self.latest_takeoff = 0
+        """Epoch of the latest takeoff; 0 if there is none."""
+        self.most_lr_time = -inf
+        """The most LR-time that a trial had at the end of the epoch of its takeoff."""
+        for history in histories:
+            if history.ended:
+                self.add(history)
+            else:
+                self._enter(history)
+
+    def add(self, history: History) -> None:
+        """One that is over. Nothing happens if it never took off."""
+        if not self._took_off(history):
+            return
+        self._over.append(history)
+        if not history.stopped:
+            insort(self._finished, history, key=attrgetter("number"))
+        best = self._best_stopped if history.stopped else self._best
+        insort(best, history, key=_merit)
+        del best[ANCHORS:]
+
+    def beside(self, under_way: Iterable[History]) -> Ranking:
+        """The same with trials that are not over."""
+        both = copy(self)
+        both._under_way = []
+        for history in under_way:
+            both._enter(history)
+        return both
+
+    def _enter(self, history: History) -> None:
+        if self._took_off(history):
+            self._under_way.append(history)
+
+    def _took_off(self, history: History) -> bool:
+        if not history.takeoff:
+            return False
+        self.latest_takeoff = max(self.latest_takeoff, history.takeoff)
+        self.most_lr_time = max(self.most_lr_time, history.reports[history.takeoff - 1].lr_time)
+        return True
+
+    def __len__(self) -> int:
+        return len(self._over) + len(self._under_way)
+
+    def __iter__(self) -> Iterator[History]:
+        """Every one, in no order."""
+        return chain(self._over, self._under_way)
+
+    def best(self) -> list[History]:
+        """Those with the lowest WERs. One that a rule stopped counts only if there is no other: it would have come to
+        less.
+        """
+        ranked = [*self._best, *self._under_way]
+        return _first([s for s in ranked if not s.stopped] or [*self._best_stopped, *ranked], ANCHORS)
+
+    def lowest_wer(self) -> float:
+        """Of all, those that were stopped as well (fraction); infinite if there is none."""
+        return min((s.best_wer for s in (*self._best, *self._best_stopped, *self._under_way)), default=inf)
+
+    def finished_after(self, epoch: int) -> list[History]:
+        """Those that ended by themselves, later than that; the latest of them, by number."""
+        found = (s for s in reversed(self._finished) if len(s.reports) > epoch)
+        return list(islice(found, LATEST_TRIALS))[::-1]
+
+
+def _merit(history: History) -> tuple[float, int]:
+    return history.best_wer, history.number
+
+
+def _first(histories: Sequence[History], count: int) -> list[History]:
+    return nsmallest(count, histories, key=_merit)
 
 
 def _lowest(values: Iterable[float], at_most: float) -> list[float]:
@@ -166,7 +270,7 @@ class Decision:
 
 def decide(
     trial: History,
-    siblings: Sequence[History],
+    siblings: Sequence[History] | Ranking,
     floors: Floors,
     *,
     dev_sequences: int | None = None,
@@ -176,7 +280,7 @@ def decide(
 
     Args:
         trial: with at least one epoch.
-        siblings: the sweep's other trials, finished or not, by number.
+        siblings: the sweep's other trials, finished or not, in any order.
         floors: what knowing nothing scores on the sweep's corpus.
         dev_sequences: sequences of dev, where known.
         grace_epochs: nothing is stopped before; default a twelfth of the epochs, at least 2.
@@ -184,12 +288,12 @@ def decide(
     epoch, epochs = trial.reports[-1].epoch, trial.config.epochs
     if epoch < (grace_epochs or max(FEWEST_GRACE_EPOCHS, math.ceil(GRACE_SHARE * epochs))):
         return None
-    took_off = [s for s in siblings if s.takeoff]
+    ranking = siblings if isinstance(siblings, Ranking) else Ranking(siblings)
     if trial.takeoff is None:
-        dead = _dead(trial, floors, dev_sequences) or _futile(trial, took_off, floors) or _exhausted(trial, took_off)
+        dead = _dead(trial, floors, dev_sequences) or _futile(trial, ranking, floors) or _exhausted(trial, ranking)
         if dead:
             return dead
-    return _too_slow(trial, took_off, floors)
+    return _too_slow(trial, ranking, floors)
 
 
 def _dead(trial: History, floors: Floors, dev_sequences: int | None) -> Decision | None:
@@ -216,16 +320,18 @@ def _loss_ratio(trial: History, floors: Floors) -> float:
     return min((ratio for ratio in ratios if isfinite(ratio)), default=nan)
 
 
-def _futile(trial: History, took_off: Sequence[History], floors: Floors) -> Decision | None:
+def _futile(trial: History, ranking: Ranking, floors: Floors) -> Decision | None:
     """Rate too low: the learning rate left to it will not suffice for a takeoff."""
     now, config = trial.reports[-1], trial.config
-    # Takeoff came somewhere in its epoch: the LR-time before is the least that may have sufficed.
-    asked = [(s.reports[s.takeoff - 2].lr_time, s) for s in took_off if s.takeoff and s.takeoff > 1]
-    needs = [(had * min(1.0, config.learning_rate / s.config.learning_rate) ** TAKEOFF_EXPONENT, s) for had, s in asked]
     ratio = _loss_ratio(trial, floors)
-    if not needs or not now.lr_time or not ratio > FUTILE_LOSS:
+    if not now.lr_time or not ratio > FUTILE_LOSS:
         return None  # without its numbers the rule does not judge
-    needed, nearest = min(needs, key=lambda each: each[0])
+    # Takeoff came somewhere in its epoch: the LR-time before is the least that may have sufficed.
+    asked = [(s.reports[s.takeoff - 2].lr_time, s) for s in ranking if s.takeoff and s.takeoff > 1]
+    needs = [(had * min(1.0, config.learning_rate / s.config.learning_rate) ** TAKEOFF_EXPONENT, s) for had, s in asked]
+    if not needs:
+        return None
+    needed, nearest = min(needs, key=lambda each: (each[0], each[1].number))
     left = config.epochs - now.epoch
     lr_time_end = now.lr_time + left * now.step / now.epoch * config.learning_rate  # as if at its peak from here on
     if not lr_time_end < FUTILE_SHARE * needed:
@@ -247,26 +353,24 @@ def _futile(trial: History, took_off: Sequence[History], floors: Floors) -> Deci
     )
 
 
-def _exhausted(trial: History, took_off: Sequence[History]) -> Decision | None:
+def _exhausted(trial: History, ranking: Ranking) -> Decision | None:
     """Still in the plateau long after every sibling that took off, in epochs and in LR-time."""
-    now = trial.reports[-1]
-    latest = max((s.takeoff for s in took_off if s.takeoff), default=None)
-    if latest is None or now.epoch < EXHAUSTED_FACTOR * latest:
+    now, latest, most = trial.reports[-1], ranking.latest_takeoff, ranking.most_lr_time
+    if not latest or now.epoch < EXHAUSTED_FACTOR * latest:
         return None
-    most = max(s.reports[s.takeoff - 1].lr_time for s in took_off if s.takeoff)
     if not most > 0 or now.lr_time < EXHAUSTED_FACTOR * most:
         return None  # without its numbers the rule does not judge
     return Decision(
         "exhausted",
         "never_learned",
         f"Not learning: still in the plateau after {now.epoch} epochs and {now.lr_time:.2g} of cumulative learning "
-        f"rate; the slowest of {counted(len(took_off), 'trial')} that took off needed {counted(latest, 'epoch')} and "
+        f"rate; the slowest of {counted(len(ranking), 'trial')} that took off needed {counted(latest, 'epoch')} and "
         f"{most:.2g} ({EXHAUSTED_FACTOR:g} times both are allowed).",
         "A takeoff until now, or a lower learning rate, would have kept it.",
         now.epoch,
         {"lr_time": now.lr_time},
         {"latest_takeoff": latest, "lr_time_needed": most, "factor": EXHAUSTED_FACTOR},
-        tuple(sorted(s.number for s in took_off)),
+        tuple(sorted(s.number for s in ranking)),
     )
 
 
@@ -289,7 +393,7 @@ def wer_weight(trial: History, epoch: int, anchors: Sequence[History]) -> float:
     """Weight of WER against dev loss in a prediction from a trial's first `epoch` epochs: none in the plateau, all of
     it where a loss is missing.
     """
-    if not all(isfinite(run.lowest_losses[0]) for run in (trial, *anchors)):
+    if any(run.lowest_losses[0] == inf for run in (trial, *anchors)):
         return 1.0
     if trial.takeoff is None or epoch < trial.takeoff:
         return 0.0
@@ -301,20 +405,10 @@ def default_spread(share_done: float) -> float:
     return SPREAD_AT_END + (SPREAD_AT_START - SPREAD_AT_END) * max(0.0, 1 - share_done)
 
 
-def _best(siblings: Sequence[History]) -> list[History]:
-    """The siblings with the lowest WERs. One that a rule stopped counts only if there is no other: it would have come
-    to less.
-    """
-    return _first([s for s in siblings if not s.stopped] or siblings, ANCHORS)
-
-
-def _first(siblings: Sequence[History], count: int) -> list[History]:
-    return nsmallest(count, siblings, key=lambda s: (s.best_wer, s.number))
-
-
-def _predicted(trial: History, anchors: Sequence[History], epoch: int, most: float) -> float:
+def _predicted(trial: History, anchors: Sequence[History], epoch: int, log_most: float) -> float:
     """Logarithm of the WER at which `trial` would end, from its first `epoch` epochs: what each anchor came to, times
-    the ratio of the two trials at the same distance from the start; mean of the logarithms. Losses are `most` at most.
+    the ratio of the two trials at the same distance from the start; mean of the logarithms. Logarithms of losses are
+    `log_most` at most.
 
     Where a trial took off later than an anchor, they are compared at the same distance from takeoff as well, with what
     the anchor came to in as many epochs as are left; the more favourable of the two counts.
@@ -323,25 +417,25 @@ def _predicted(trial: History, anchors: Sequence[History], epoch: int, most: flo
     logs = []
     for anchor in anchors:
         from_start = round(epoch - trial.lost_to_warmup + anchor.lost_to_warmup)
-        found = log(max(anchor.best_wer, SMALLEST_WER)) + _log_ratio(trial, epoch, anchor, from_start, most, weight)
+        found = log(anchor.floored_wers[-1]) + _log_ratio(trial, epoch, anchor, from_start, log_most, weight)
         if trial.takeoff and anchor.takeoff and anchor.takeoff < trial.takeoff <= epoch:
             from_takeoff = epoch - trial.takeoff + anchor.takeoff
-            then = log(max(anchor.at(from_takeoff + left)[0], SMALLEST_WER))
-            found = min(found, then + _log_ratio(trial, epoch, anchor, from_takeoff, most, weight))
+            then = log(anchor.floored_wers[anchor.place(from_takeoff + left)])
+            found = min(found, then + _log_ratio(trial, epoch, anchor, from_takeoff, log_most, weight))
         logs.append(found)
     return sum(logs) / len(logs)
 
 
-def _log_ratio(trial: History, epoch: int, anchor: History, place: int, most: float, weight: float) -> float:
-    """How far a trial at `epoch` is behind an anchor at `place`: the logarithms of the ratios of WER and loss, WER with
-    this weight.
+def _log_ratio(trial: History, epoch: int, anchor: History, then: int, log_most: float, weight: float) -> float:
+    """How far a trial at `epoch` is behind an anchor at epoch `then`: the logarithms of the ratios of WER and loss, WER
+    with this weight.
     """
-    (wer, loss), (wer_then, loss_then) = trial.at(epoch), anchor.at(place)
-    by_wer = log(max(wer, SMALLEST_WER) / max(wer_then, SMALLEST_WER))
+    here, there = trial.place(epoch), anchor.place(then)
+    by_wer = log(trial.floored_wers[here] / anchor.floored_wers[there])
     if weight == 1:
         return by_wer
-    here, there = (log(min(max(value, SMALLEST_LOSS), most)) for value in (loss, loss_then))
-    return weight * by_wer + (1 - weight) * (here - there)
+    by_loss = min(trial.log_losses[here], log_most) - min(anchor.log_losses[there], log_most)
+    return weight * by_wer + (1 - weight) * by_loss
 
 
 def _loss_cap(floors: Floors) -> float:
@@ -349,41 +443,41 @@ def _loss_cap(floors: Floors) -> float:
 
 
 def outlook(trial: History, siblings: Sequence[History], floors: Floors) -> Outlook:
-    """Where a trial would end, judged by siblings that took off (at least one), by number.
+    """Where a trial would end, judged by siblings that took off (at least one).
 
     The spread begins as `default_spread`; each sibling that ended by itself adds how far it ended from what the other
     ones would have predicted for it at this epoch.
     """
-    return _outlook(trial, siblings, _best(siblings), floors)
+    ranking = Ranking(siblings)
+    return _outlook(trial, ranking, ranking.best(), floors)
 
 
-def _outlook(trial: History, siblings: Sequence[History], anchors: Sequence[History], floors: Floors) -> Outlook:
+def _outlook(trial: History, ranking: Ranking, anchors: Sequence[History], floors: Floors) -> Outlook:
     epoch = trial.reports[-1].epoch
-    most = _loss_cap(floors)
-    found = _predicted(trial, anchors, epoch, most)
+    log_most = log(_loss_cap(floors))
+    found = _predicted(trial, anchors, epoch, log_most)
     spread = default_spread(epoch / trial.config.epochs)
-    ended = (s for s in reversed(siblings) if s.ended and not s.stopped and len(s.reports) > epoch)
-    finished = list(islice(ended, LATEST_TRIALS))[::-1]
+    finished = ranking.finished_after(epoch)
     squares = 0.0
     if len(finished) > 1:
         first = _first(finished, ANCHORS + 1)  # one more: each is judged by the others
         for sibling in finished:
             others = [s for s in first if s is not sibling][:ANCHORS]
-            squares += (log(max(sibling.best_wer, SMALLEST_WER)) - _predicted(sibling, others, epoch, most)) ** 2
+            squares += (log(sibling.floored_wers[-1]) - _predicted(sibling, others, epoch, log_most)) ** 2
         spread = math.sqrt((PRIOR_TRIALS * spread**2 + squares) / (PRIOR_TRIALS + len(finished)))
     return Outlook(exp(found), found, spread)
 
 
-def _too_slow(trial: History, took_off: Sequence[History], floors: Floors) -> Decision | None:
+def _too_slow(trial: History, ranking: Ranking, floors: Floors) -> Decision | None:
     """It will hardly beat the best trial in the epochs left."""
     now, config = trial.reports[-1], trial.config
-    if not took_off or trial.best_wer <= (best := min(s.best_wer for s in took_off)):
+    if not ranking or trial.best_wer <= (best := ranking.lowest_wer()):
         return None
-    anchors = _best(took_off)
+    anchors = ranking.best()
     weight = wer_weight(trial, now.epoch, anchors)
     if trial.takeoff is None and weight:
         return None  # in the plateau WER alone is no evidence
-    seen = _outlook(trial, took_off, anchors, floors)
+    seen = _outlook(trial, ranking, anchors, floors)
     chance, least = seen.chance_below(best), LEAST_CHANCE * (1 - now.epoch / config.epochs)
     if chance >= least:
         return None

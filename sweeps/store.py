@@ -16,7 +16,7 @@ import math
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -357,6 +357,11 @@ class Store:
         self.url = address.render_as_string(hide_password=False)
         pool = {"pool_size": 5, "max_overflow": connections - 5, "pool_timeout": _POOL_SECONDS}
         self._engine = pinging(create_engine(address, **pool, **engine_options(self.url)))
+        # PostgreSQL: each query of a read sees what is committed by then, in a transaction or not, which takes three
+        # round trips in place of one. SQLite: one that reads first and writes later fails if another one wrote between.
+        apart = {} if self._engine.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+        self._reading = self._engine.execution_options(**apart)
+        self._writing = self._engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
         self._memories: dict[tuple[int, float], _Memory] = {}
         try:
             if self._engine.name == "sqlite":
@@ -995,11 +1000,14 @@ class Store:
         self._remember(memory)
         return list(memory.trials.values())
 
-    def curves(self, sweep: SweepRow, without: int | None = None) -> list[tuple[TrialRow, Sequence[EpochReport]]]:
-        """The siblings with their epochs, which are remembered as well: read are those of trials that have new ones.
+    def curves(
+        self, sweep: SweepRow, without: int | None = None, known: Set[int] = frozenset()
+    ) -> list[tuple[TrialRow, Sequence[EpochReport]]]:
+        """The siblings with their epochs, by number; remembered as well: read are those of trials that have new ones.
 
         Args:
             without: id of a trial that is left out, as who asks knows its epochs.
+            known: numbers of trials that are left out, too: who asks again and again has seen them over.
         """
         with self._read() as connection:
             memory = self._remembered(connection, sweep)
@@ -1010,9 +1018,10 @@ class Store:
                 some = behind[start : start + _TRIALS_AT_ONCE]
                 for trial_id, rows in _by_trial(connection, some, epochs.c.trial_id.in_(some)).items():
                     read[trial_id] = [row.report() for row in rows]
-        curves = {**memory.curves, **read}
+        curves = {**memory.curves, **read} if read else memory.curves
         self._remember(replace(memory, curves=curves))
-        return [(trial, curves.get(trial.id, ())) for trial in memory.trials.values() if trial.id != without]
+        asked = [memory.trials[number] for number in sorted(memory.trials.keys() - known)]
+        return [(trial, curves.get(trial.id, ())) for trial in asked if trial.id != without]
 
     def trial(self, sweep_id: int, number_or_name: str | int) -> TrialRow:
         """One trial, by its number (digits count as one) or its name.
@@ -1463,16 +1472,15 @@ class Store:
     # transactions
 
     @contextmanager
-    def _transaction(self, **options: Any) -> Iterator[Connection]:
-        with database_errors(self.url), self._engine.execution_options(**options).begin() as connection:
+    def _transaction(self, engine: Engine) -> Iterator[Connection]:
+        with database_errors(self.url), engine.begin() as connection:
             yield connection
 
     def _read(self) -> AbstractContextManager[Connection]:
-        return self._transaction()
+        return self._transaction(self._reading)
 
     def _write(self) -> AbstractContextManager[Connection]:
-        # SQLite: a transaction that reads first and writes later fails if another one wrote in between.
-        return self._transaction(sqlite_begin="BEGIN IMMEDIATE")
+        return self._transaction(self._writing)
 
     def _unavailable(self, why: object) -> DatabaseUnavailable:
         return _unavailable(self._engine.url, why)
@@ -1555,7 +1563,7 @@ class Store:
             unread, going_on = min(going_on), []
         rows = connection.execute(_CHANGED, {"of_sweep": sweep.id, "unread": unread, "going_on": going_on})
         read = {trial.number: trial for trial in (TrialRow(*row) for row in rows)}
-        known = {**memory.trials, **read}
+        known = {**memory.trials, **read} if read else memory.trials
         return replace(
             memory,
             trials=known,

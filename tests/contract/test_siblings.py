@@ -92,6 +92,12 @@ def test_whatever_happens_what_is_remembered_is_what_stands_there(store: Store, 
                     store.reap(sweep.id, {worker}, expired=False)
             assert remembered(store, sweep) == read(store, sweep)
             assert store.siblings(sweep) == store.trials(sweep.id)
+            over = {trial.number for trial in store.trials(sweep.id) if trial.state.terminal}
+            some = set(chance.sample(sorted(over), len(over) // 2))
+            without = chance.choice([None, *(trial.id for trial in store.trials(sweep.id))])
+            assert [trial for trial, _ in store.curves(sweep, without, some)] == [
+                trial for trial in store.trials(sweep.id) if trial.id != without and trial.number not in some
+            ]
             if chance.random() < 0.2:
                 assert remembered(other, sweep) == read(store, sweep)
         assert remembered(other, sweep) == read(store, sweep)

@@ -12,7 +12,7 @@ import pytest
 
 from model.floors import Floors
 from model.types import EpochReport, TrainingConfig
-from sweeps import judging
+from sweeps import judging, pruning
 from sweeps.audit import is_audited
 from sweeps.errors import DatabaseUnavailable
 from sweeps.pruning import Decision, History
@@ -325,6 +325,37 @@ def test_who_judges_many_epochs_says_what_one_would_who_looks_for_the_first_time
     assert [len(histories) for histories in seen] == [4] * 24
     assert all(a is b for a, b in zip(seen[-1], seen[-2], strict=True)), "what is over is seen once"
     assert [history.reports[-1].epoch for history in seen[-1]] == [12, 14, 16, 18]
+
+
+def learning(takeoff: int | None, falls_to: float) -> list[EpochReport]:
+    """A run whose losses go with its WER."""
+    reports = run(24, 1e-3, takeoff=takeoff, falls_to=falls_to)
+    return [replace(r, metrics={"dev/wer": r.wer, "dev/loss": 4 * r.wer, "train/loss": 4 * r.wer}) for r in reports]
+
+
+def test_who_judges_many_trials_decides_as_one_who_looks_at_all_of_them(store: Store, sweep: SweepRow) -> None:
+    """Trials that are over are looked at once; beside one that goes on."""
+    spec, ended = spec_of(pruner=NO_TRIAL), list[TrialState]()
+    judge, beside = judging.Judge(spec, store, sweep), begin(store, sweep)
+    judging.record(store, beside, learning(8, 0.5)[:9], CONSTANT_WER)
+    for takeoff, falls_to in [(5, 0.3), (5, 0.2), (7, 0.8), (5, 0.15), (12, 0.6), (None, 0.9)]:
+        claim = begin(store, sweep)
+        reports = learning(takeoff, falls_to)
+        for epoch in range(1, 25):
+            judging.record(store, claim, reports[epoch - 1 : epoch], CONSTANT_WER, before=reports[: epoch - 1])
+            trial = History(claim.number, reports[:epoch], config(spec, claim), CONSTANT_WER)
+            siblings = judging.Judge(spec, store, sweep).histories(claim.trial_id)
+            wanted = pruning.decide(trial, siblings, sweep.floors, dev_sequences=110)
+            state = judge.finish_if_over(claim, config(spec, claim), reports[:epoch])
+            decision = store.decision(claim.trial_id)
+            assert (state is TrialState.PRUNED) == (wanted is not None) == (decision is not None)
+            if decision is not None and wanted is not None:
+                assert (decision.reason, decision.siblings) == (wanted.reason, list(wanted.siblings))
+            if state is not None:
+                ended.append(state)
+                break
+    assert ended.count(TrialState.PRUNED) >= 2, "something was there to decide"
+    assert ended.count(TrialState.COMPLETE) >= 2
 
 
 def test_a_sweep_in_which_a_trial_took_off_is_looked_at_no_more(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,17 @@ from hypothesis import strategies as st
 
 from model.floors import Floors
 from model.types import TrainingConfig
-from sweeps.pruning import LATEST_TRIALS, Decision, History, decide, default_spread, outlook, wer_weight
+from sweeps.pruning import (
+    ANCHORS,
+    LATEST_TRIALS,
+    Decision,
+    History,
+    Ranking,
+    decide,
+    default_spread,
+    outlook,
+    wer_weight,
+)
 from tests.curves import CONSTANT_WER, report
 
 FLOORS = Floors(CONSTANT_WER, "", 4.0, 4.0, 14.0)
@@ -42,7 +53,7 @@ def histories(draw: st.DrawFn, min_size: int = 1) -> History:
 SIBLINGS = st.lists(histories(), max_size=6)
 
 
-def ask(trial: History, siblings: Sequence[History], **options: int) -> Decision | None:
+def ask(trial: History, siblings: Sequence[History] | Ranking, **options: int) -> Decision | None:
     return decide(trial, siblings, FLOORS, dev_sequences=110, **options)
 
 
@@ -94,6 +105,44 @@ def test_siblings_have_no_order(trial: History, siblings: list[History]) -> None
     if here and there:
         assert here.siblings == there.siblings
         assert here.evidence == pytest.approx(there.evidence)
+
+
+FIELD = st.lists(histories(), max_size=12, unique_by=lambda each: each.number)
+
+
+@given(FIELD, st.randoms(use_true_random=False), st.integers(1, 30))
+def test_a_ranking_says_what_a_look_at_every_trial_says(field: list[History], chance: Random, epoch: int) -> None:
+    """Its definitions, one by one, over a list of all trials by number."""
+    by_number = sorted((s for s in field if s.takeoff), key=lambda s: s.number)
+    ranking = ranked(field, chance)
+    assert sorted(s.number for s in ranking) == [s.number for s in by_number]
+    assert len(ranking) == len(by_number)
+    merits = sorted(by_number, key=lambda s: (s.stopped, s.best_wer, s.number))
+    unstopped = sum(not s.stopped for s in merits)
+    assert ranking.best() == merits[: min(ANCHORS, unstopped or ANCHORS)]
+    assert ranking.lowest_wer() == min((s.best_wer for s in by_number), default=math.inf)
+    assert ranking.latest_takeoff == max((s.takeoff or 0 for s in by_number), default=0)
+    had = [s.reports[s.takeoff - 1].lr_time for s in by_number if s.takeoff]
+    assert ranking.most_lr_time == max(had, default=-math.inf)
+    ended = [s for s in by_number if s.ended and not s.stopped and len(s.reports) > epoch]
+    assert ranking.finished_after(epoch) == ended
+
+
+def ranked(field: list[History], chance: Random) -> Ranking:
+    """As a sweep goes: trials are over in any order, and a decision comes now and then, beside others under way."""
+    shuffled, ranking = chance.sample(field, len(field)), Ranking()
+    for history in shuffled:
+        if history.ended:
+            ranking.add(history)
+            ranking.beside(chance.sample(field, len(field) // 2))
+    return ranking.beside(s for s in shuffled if not s.ended)
+
+
+@given(histories(), FIELD, st.randoms(use_true_random=False))
+def test_a_decision_is_the_same_whenever_the_other_trials_were_looked_at(
+    trial: History, field: list[History], chance: Random
+) -> None:
+    assert ask(trial, ranked(field, chance)) == ask(trial, field)
 
 
 @given(histories(), SIBLINGS, st.floats(0.3, 0.99))

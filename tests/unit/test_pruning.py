@@ -12,7 +12,7 @@ import pytest
 from model.floors import Floors
 from model.types import EpochReport, TrainingConfig
 from sweeps import pruning
-from sweeps.pruning import Decision, History, decide
+from sweeps.pruning import Decision, History, Ranking, decide
 from tests.curves import CONSTANT_WER, STEPS, report, without_metrics
 
 EPOCHS = 24
@@ -220,7 +220,7 @@ def test_the_best_four_are_what_it_is_compared_with() -> None:
 
 def test_a_trial_that_a_rule_stopped_is_no_measure_while_there_is_another() -> None:
     stopped = replace(until(history(4.4e-3, 2, 0.1, number=8), 4), ended=True, stopped=True)
-    (anchor, *_), alone = pruning._best([*SIBLINGS, stopped]), pruning._best([stopped])
+    (anchor, *_), alone = Ranking([*SIBLINGS, stopped]).best(), Ranking([stopped]).best()
     assert anchor.number == 2
     assert alone == [stopped]
 
