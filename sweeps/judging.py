@@ -74,7 +74,7 @@ VERDICTS = {"learned": "Learned", "never_learned": "Never learned", "collapsed":
 
 
 class Judge:
-    """Steps 4 to 6 of one sweep's trials, in one process: how a trial that is over looks to the rules is seen once."""
+    """Steps 4 to 6 of one sweep's trials, in one thread: how a trial that is over looks to the rules is seen once."""
 
     def __init__(self, spec: SweepSpec, store: Store, sweep: SweepRow) -> None:
         self._spec, self._store, self._sweep = spec, store, sweep

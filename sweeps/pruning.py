@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +23,7 @@ from itertools import accumulate, chain, islice
 from math import exp, inf, isfinite, log, nan
 from operator import attrgetter
 from statistics import NormalDist
+from typing import Any
 
 from model.diagnosis import Verdict, counted, run_findings, takeoff_epoch
 from model.floors import Floors
@@ -111,6 +112,13 @@ class History:
         return takeoff_epoch([report.wer for report in self.reports], self.constant_wer)
 
     @cached_property
+    def lr_time_before_takeoff(self) -> float:
+        """LR-time at the end of the epoch before that of takeoff, which came somewhere in its epoch: the least that may
+        have sufficed. NaN if there was no takeoff, or no epoch before.
+        """
+        return self.reports[self.takeoff - 2].lr_time if self.takeoff and self.takeoff > 1 else nan
+
+    @cached_property
     def lowest_wers(self) -> list[float]:
         """Lowest finite dev WER until each epoch, that of the best constant sentence at most (fraction)."""
         return _lowest((report.wer for report in self.reports), self.constant_wer)
@@ -132,7 +140,7 @@ class History:
 
     @cached_property
     def log_losses(self) -> list[float]:
-        """Logarithms of `lowest_losses`."""
+        """Logarithms of `lowest_losses`, SMALLEST_LOSS at least."""
         return [log(max(loss, SMALLEST_LOSS)) for loss in self.lowest_losses]
 
     @cached_property
@@ -166,6 +174,10 @@ class Ranking:
         self._best_stopped: list[History] = []
         """... and of those that were stopped."""
         self._under_way: list[History] = []
+        self.quickest: list[History] = []
+        """Those that may need the least LR-time for a takeoff at some rate: none had less of it before its own takeoff
+        at a rate as high.
+        """
         self.latest_takeoff = 0
         """Epoch of the latest takeoff; 0 if there is none."""
         self.most_lr_time = -inf
@@ -182,15 +194,16 @@ class Ranking:
             return
         self._over.append(history)
         if not history.stopped:
-            insort(self._finished, history, key=attrgetter("number"))
+            _insert(self._finished, history, attrgetter("number"))
         best = self._best_stopped if history.stopped else self._best
-        insort(best, history, key=_merit)
-        del best[ANCHORS:]
+        if len(best) < ANCHORS or _merit(history) < _merit(best[-1]):
+            _insert(best, history, _merit)
+            del best[ANCHORS:]
 
     def beside(self, under_way: Iterable[History]) -> Ranking:
-        """The same with trials that are not over."""
+        """The same with trials that are not over; to be asked, not added to."""
         both = copy(self)
-        both._under_way = []
+        both._under_way = list(self._under_way)
         for history in under_way:
             both._enter(history)
         return both
@@ -204,6 +217,8 @@ class Ranking:
             return False
         self.latest_takeoff = max(self.latest_takeoff, history.takeoff)
         self.most_lr_time = max(self.most_lr_time, history.reports[history.takeoff - 1].lr_time)
+        if history.takeoff > 1 and not any(_is_quicker(other, history) for other in self.quickest):
+            self.quickest = [history, *(other for other in self.quickest if not _is_quicker(history, other))]
         return True
 
     def __len__(self) -> int:
@@ -232,6 +247,25 @@ class Ranking:
 
 def _merit(history: History) -> tuple[float, int]:
     return history.best_wer, history.number
+
+
+def _quickness(history: History) -> tuple[float, float, int]:
+    """The lower, the quicker; of those that are alike the first."""
+    return history.lr_time_before_takeoff, -history.config.learning_rate, history.number
+
+
+def _is_quicker(one: History, other: History) -> bool:
+    """Whether it needs less LR-time than the other one at any rate."""
+    mine, theirs = _quickness(one), _quickness(other)
+    return mine[0] <= theirs[0] and mine[1] <= theirs[1] and mine < theirs
+
+
+def _insert(histories: list[History], history: History, key: Callable[[History], Any]) -> None:
+    """Into a list that is in this order."""
+    if histories and key(history) < key(histories[-1]):
+        insort(histories, history, key=key)
+    else:
+        histories.append(history)
 
 
 def _first(histories: Sequence[History], count: int) -> list[History]:
@@ -280,7 +314,7 @@ def decide(
 
     Args:
         trial: with at least one epoch.
-        siblings: the sweep's other trials, finished or not, in any order.
+        siblings: the sweep's other trials, finished or not, in any order; or as they were ranked.
         floors: what knowing nothing scores on the sweep's corpus.
         dev_sequences: sequences of dev, where known.
         grace_epochs: nothing is stopped before; default a twelfth of the epochs, at least 2.
@@ -324,33 +358,35 @@ def _futile(trial: History, ranking: Ranking, floors: Floors) -> Decision | None
     """Rate too low: the learning rate left to it will not suffice for a takeoff."""
     now, config = trial.reports[-1], trial.config
     ratio = _loss_ratio(trial, floors)
-    if not now.lr_time or not ratio > FUTILE_LOSS:
+    if not ranking.quickest or not now.lr_time or not ratio > FUTILE_LOSS:
         return None  # without its numbers the rule does not judge
-    # Takeoff came somewhere in its epoch: the LR-time before is the least that may have sufficed.
-    asked = [(s.reports[s.takeoff - 2].lr_time, s) for s in ranking if s.takeoff and s.takeoff > 1]
-    needs = [(had * min(1.0, config.learning_rate / s.config.learning_rate) ** TAKEOFF_EXPONENT, s) for had, s in asked]
-    if not needs:
-        return None
-    needed, nearest = min(needs, key=lambda each: (each[0], each[1].number))
+    nearest = min(ranking.quickest, key=lambda s: (_needed(s, config.learning_rate), _quickness(s)))
+    needed = _needed(nearest, config.learning_rate)
     left = config.epochs - now.epoch
     lr_time_end = now.lr_time + left * now.step / now.epoch * config.learning_rate  # as if at its peak from here on
     if not lr_time_end < FUTILE_SHARE * needed:
         return None
+    asked = sorted(s.number for s in ranking if isfinite(s.lr_time_before_takeoff))
     kept = config.learning_rate * (FUTILE_SHARE * needed / lr_time_end) ** (1 / (1 - TAKEOFF_EXPONENT))
     return Decision(
         "futile",
         "never_learned",
         f"Not learning: after {counted(now.epoch, 'epoch')} its loss is still {ratio:.1f} times that of knowing "
         f"nothing, and by its last epoch ({config.epochs}) it would have {lr_time_end:.2g} of cumulative learning rate "
-        f"where the {counted(len(needs), 'trial')} that took off ask at least {needed:.2g} of a rate as low (trial "
+        f"where the {counted(len(asked), 'trial')} that took off ask at least {needed:.2g} of a rate as low (trial "
         f"{nearest.number} took off at epoch {nearest.takeoff} with a rate of {nearest.config.learning_rate:.2g}).",
         f"A learning rate of {kept:.1e}, or a loss within {FUTILE_LOSS - 1:.0%} of that of knowing nothing, would have "
         "kept it.",
         now.epoch,
         {"lr_time_end": lr_time_end, "loss_ratio": ratio},
         {"lr_time_needed": needed, "share": FUTILE_SHARE, "loss_ratio_least": FUTILE_LOSS},
-        tuple(sorted(s.number for _, s in needs)),
+        tuple(asked),
     )
+
+
+def _needed(sibling: History, rate: float) -> float:
+    """The least LR-time for a takeoff at a rate, as this sibling took off."""
+    return sibling.lr_time_before_takeoff * min(1.0, rate / sibling.config.learning_rate) ** TAKEOFF_EXPONENT
 
 
 def _exhausted(trial: History, ranking: Ranking) -> Decision | None:

@@ -1,6 +1,8 @@
 """The truth about sweeps, trials and epochs, in one SQL database shared by every process.
 
-Each method is one transaction, and raises `DatabaseUnavailable` where the database is away, full or locked for long.
+Each method that writes is one transaction; on PostgreSQL each query of one that reads stands for itself. All raise
+`DatabaseUnavailable` where the database is away, full or locked for long.
+
 Values come back as frozen records (`records.py`). Every time is the database's.
 
 Who may write a trial is decided by its attempt: `claim` counts it up, and every write of a worker says
@@ -357,10 +359,11 @@ class Store:
         self.url = address.render_as_string(hide_password=False)
         pool = {"pool_size": 5, "max_overflow": connections - 5, "pool_timeout": _POOL_SECONDS}
         self._engine = pinging(create_engine(address, **pool, **engine_options(self.url)))
-        # PostgreSQL: each query of a read sees what is committed by then, in a transaction or not, which takes three
-        # round trips in place of one. SQLite: one that reads first and writes later fails if another one wrote between.
+        # To read in a transaction is no surer on PostgreSQL, as each query sees what is committed by then, and takes
+        # three round trips in place of one.
         apart = {} if self._engine.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
         self._reading = self._engine.execution_options(**apart)
+        # SQLite: a transaction that reads first and writes later fails if another one wrote in between.
         self._writing = self._engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
         self._memories: dict[tuple[int, float], _Memory] = {}
         try:
@@ -1011,7 +1014,7 @@ class Store:
         """
         with self._read() as connection:
             memory = self._remembered(connection, sweep)
-            behind = [memory.trials[number].id for number in sorted(memory.behind)]
+            behind = [memory.trials[number].id for number in sorted(memory.behind - known)]
             behind = [trial_id for trial_id in behind if trial_id != without]
             read: dict[int, list[EpochReport]] = {}
             for start in range(0, len(behind), _TRIALS_AT_ONCE):

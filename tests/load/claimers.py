@@ -7,6 +7,7 @@ import multiprocessing
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from model.corpus.data import load_corpus
@@ -72,6 +73,7 @@ def _process(folder: Path, number: int, url: str, claimers: int) -> None:
 
 
 def _claimer(assignment: Assignment, store: Store, name: str, failed: threading.Event) -> None:
+    assignment = replace(assignment, judge=judging.Judge(assignment.spec, store, assignment.sweep))  # one a worker
     try:
         while claim := store.claim(assignment.sweep.id, name, LEASE_SECONDS):
             _train(assignment, store, claim)

@@ -16,6 +16,7 @@ from model.types import TrainingConfig
 from sweeps.pruning import (
     ANCHORS,
     LATEST_TRIALS,
+    TAKEOFF_EXPONENT,
     Decision,
     History,
     Ranking,
@@ -124,8 +125,19 @@ def test_a_ranking_says_what_a_look_at_every_trial_says(field: list[History], ch
     assert ranking.latest_takeoff == max((s.takeoff or 0 for s in by_number), default=0)
     had = [s.reports[s.takeoff - 1].lr_time for s in by_number if s.takeoff]
     assert ranking.most_lr_time == max(had, default=-math.inf)
+    rate = chance.choice([1e-6, 1e-3, 0.1, *(s.config.learning_rate for s in field)])
+    asked = [s for s in by_number if s.takeoff and s.takeoff > 1]
+    wanted = min((needed(s, rate) for s in asked), default=math.inf)
+    assert min((needed(s, rate) for s in ranking.quickest), default=math.inf) == wanted
     ended = [s for s in by_number if s.ended and not s.stopped and len(s.reports) > epoch]
     assert ranking.finished_after(epoch) == ended
+
+
+def needed(sibling: History, rate: float) -> float:
+    """The least LR-time for a takeoff at a rate, as the sibling took off."""
+    assert sibling.takeoff
+    before = sibling.reports[sibling.takeoff - 2].lr_time
+    return before * min(1.0, rate / sibling.config.learning_rate) ** TAKEOFF_EXPONENT
 
 
 def ranked(field: list[History], chance: Random) -> Ranking:
