@@ -225,8 +225,12 @@ def find(table: str, name: str) -> Run:
 
 def record(place: tuple[str, str]) -> str:
     """Train a run (named by table and name: its functions do not cross processes) and write its file; a line on it."""
+    return record_run(find(*place))
+
+
+def record_run(run: Run) -> str:
+    """Train a run and write its file; a line on it."""
     began = time.monotonic()
-    run = find(*place)
     reports = train(run)
     corpus = load(run)
     config = run.config

@@ -11,8 +11,9 @@ every policy. Trials are trained one after the other, and none is named in advan
 
 Ours begins with its range test, which costs its seconds (`--record` runs it beside an epoch of training and writes
 efficiency.json: a ratio, so that another machine's speed says nothing), draws within the rates that it proposed, and
-tries its own suggestion first, answered by the run nearest to it. What the rule adds alone, and the test alone, stand
-apart. The suggestion is not shown to TPE here, as it is in a sweep.
+tries its own suggestion first: that trial was recorded as well, with some seeds (`--record`, curves/an4-first), which
+the orders take in turn. What the rule adds alone, and the test alone, stand apart. The suggestion is not shown to TPE
+here, as it is in a sweep.
 """
 
 from __future__ import annotations
@@ -25,22 +26,31 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 import optuna
+from curves import TABLES, Run, record_run
 from rows import ROOT, Aim, Row, about, parser, row, show
 
 sys.path.insert(0, str(Path(__file__).parent / "pruning"))
 
 from policies import Named, never, optunas, ours
-from sweep import SPACE, Draw, Trial, by_tpe, in_random_order, replay
-from tables import Recorded, read_tables
+from sweep import Draw, Trial, by_tpe, in_random_order, replay
+from tables import Recorded, read_run, read_tables
+
+sys.path.insert(0, str(ROOT))
+
+from model.types import TrainingConfig
+from sweeps.range_test import config_of_test
+from sweeps.spec import SweepSpec
 
 RECORDED = Path(__file__).with_name("efficiency.json")
+FIRST_TRIALS = Path(__file__).with_name("curves") / "an4-first"
+FIRST_SEEDS = 6
 EPOCHS = 20
 """Of the recorded runs."""
 RESAMPLED = 2000
@@ -77,44 +87,42 @@ def cost(trials: Sequence[Trial], target: float) -> Cost:
     return Cost(epochs, seconds, False)
 
 
-def first_trial(runs: Sequence[Recorded], ramp: Ramp) -> Recorded:
-    """The run nearest to the trial that the test suggests: its rate, all else in the middle."""
-    assert ramp.suggested is not None
-    points = np.array(
-        [[math.log(r.config.learning_rate), r.config.warmup_start_factor, r.config.dropout] for r in runs]
-    )
-    assert len(SPACE) == points.shape[1]
-    low, high = points.min(0), points.max(0)
-    wanted = (low + high) / 2
-    wanted[0] = math.log(ramp.suggested)
-    return runs[int((((points - wanted) / (high - low)) ** 2).sum(1).argmin())]
+def first_trials() -> list[Recorded]:
+    """The trial at the rate that the range test suggests, all else in the middle, with one seed after another."""
+    return [read_run(file) for file in sorted(FIRST_TRIALS.glob("*.json"))]
 
 
-def drawn(runs: list[Recorded], sampler: str, seed: int, ramp: Ramp | None) -> Iterator[Recorded] | Draw:
+def drawn(
+    runs: list[Recorded], sampler: str, seed: int, ramp: Ramp | None, firsts: Sequence[Recorded]
+) -> Iterator[Recorded] | Draw:
     """The order of a sweep's trials."""
     first: list[Recorded] = []
     if ramp is not None:
-        low, high = ramp.low or 0.0, ramp.high or math.inf
-        first = [first_trial(runs, ramp)] if ramp.suggested else []
-        runs = [run for run in runs if low <= run.config.learning_rate <= high and run not in first]
+        first = [firsts[seed % len(firsts)]] if ramp.suggested else []
+        runs = within(runs, ramp)
     if sampler == "random":
         return iter([*first, *in_random_order(runs, seed)])
     then = by_tpe(runs, seed)
     return lambda trials: first[len(trials)] if len(trials) < len(first) else then(trials[len(first) :])
 
 
+def within(runs: Sequence[Recorded], ramp: Ramp) -> list[Recorded]:
+    """Those at rates that the test proposed."""
+    low, high = ramp.low or 0.0, ramp.high or math.inf
+    return [run for run in runs if low <= run.config.learning_rate <= high]
+
+
 def costs(
     policy: Named, runs: list[Recorded], sampler: str, ramp: Ramp | None, orders: int, target: float
 ) -> list[Cost]:
     """Of one sweep for each order."""
-    low, high = (ramp.low or 0.0, ramp.high or math.inf) if ramp else (0.0, math.inf)
-    first = {first_trial(runs, ramp).name} if ramp and ramp.suggested else set()
-    count = sum(low <= run.config.learning_rate <= high or run.name in first for run in runs)
+    firsts = first_trials()
+    count = len(within(runs, ramp)) + bool(ramp.suggested) if ramp else len(runs)
     each = median(report.seconds for run in runs for report in run.reports)
     ahead = Cost(ramp.epochs, ramp.epochs * each, False) if ramp else Cost(0, 0, False)
     found = []
     for seed in range(orders):
-        spent = cost(replay(policy.make, drawn(runs, sampler, seed, ramp), seed, count).trials, target)
+        spent = cost(replay(policy.make, drawn(runs, sampler, seed, ramp, firsts), seed, count).trials, target)
         found.append(Cost(ahead.epochs + spent.epochs, ahead.seconds + spent.seconds, spent.reached))
     return found
 
@@ -206,20 +214,22 @@ def as_rows(sampler: str, found: dict[str, list[Cost]], families: dict[str, str]
     return [*rows, against(first, "epochs", None, RULE_ALONE)]
 
 
-def record() -> None:
-    """Run the range test on AN4 beside an epoch of training, with the settings of the recorded runs."""
+def record(processes: int) -> None:
+    """Run the range test on AN4 beside an epoch of training, and train the trial that follows from it: of the sweep
+    that benchmarks/live.py runs, which is one over the space of the recorded runs.
+    """
+    from live import OURS, spec
+
     from model.corpus.data import CorpusConfig, load_corpus
     from model.ctc import CTCTrainer
-    from model.types import TrainingConfig
 
-    data = ROOT.parent / "shared" / "data" / "an4"
-    middle = {"dropout": 0.25, "warmup_start_factor": 0.525}
-    config = TrainingConfig(epochs=EPOCHS, batch_size=8, **middle)
-    trainer = CTCTrainer(config, load_corpus(CorpusConfig(path=data)))
+    table = next(table for table in TABLES if table.name == "an4")
+    config = config_of_test(SweepSpec.model_validate(spec(table.path(), 0, OURS)))
+    trainer = CTCTrainer(config, load_corpus(CorpusConfig(path=table.path())))
     epochs = [trainer.train_epoch(lambda: False).seconds]
-    options = [f"--{name}={value}" for name, value in {"epochs": EPOCHS, "batch_size": 8, **middle}.items()]
+    options = [f"--{name}={value}" for name, value in config.changed().items()]
     began = time.perf_counter()
-    asked = [sys.executable, "-m", "model", "range-test", "--data_dir", str(data), "--json", *options]
+    asked = [sys.executable, "-m", "model", "range-test", "--data_dir", str(table.path()), "--json", *options]
     said = json.loads(subprocess.run(asked, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)
     seconds = time.perf_counter() - began  # with its start, as in a sweep
     epochs.append(trainer.train_epoch(lambda: False).seconds)
@@ -227,6 +237,17 @@ def record() -> None:
     found = {"ramp": asdict(ramp), "seconds": seconds, "epoch_seconds": epochs, **about()}
     RECORDED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for line in pool.imap(_record_first, [(config, ramp.suggested, seed) for seed in range(FIRST_SEEDS)]):
+            print(line, flush=True)
+
+
+def _record_first(task: tuple[TrainingConfig, float, int]) -> str:
+    config, rate, seed = task
+    table = replace(next(table for table in TABLES if table.name == "an4"), name=FIRST_TRIALS.name)
+    values = {"learning_rate": float(f"{rate:.3g}"), "patience": EPOCHS, "probe_interval": 1, "seed": seed}
+    # A number that no run of the table has.
+    return record_run(Run(table, f"{900 + seed}", config.with_values(values)))
 
 
 def main() -> None:
@@ -234,10 +255,10 @@ def main() -> None:
     options.add_argument("--orders", type=int, help="default: 200, and 10 with --quick")
     options.add_argument("--processes", type=int, default=2)
     options.add_argument("--target", type=float, default=0.35, help="dev WER (fraction)")
-    options.add_argument("--record", action="store_true", help="run the range test, and write efficiency.json")
+    options.add_argument("--record", action="store_true", help="run the range test and its trial, and write both")
     arguments = options.parse_args()
     if arguments.record:
-        record()
+        record(arguments.processes)
         return
     ramp = Ramp(**json.loads(RECORDED.read_text(encoding="utf-8"))["ramp"])
     orders, rows = arguments.orders or (10 if arguments.quick else 200), []

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +30,29 @@ if TYPE_CHECKING:
     from model.ctc import CTCTrainer
     from model.floors import Floors
 
-LOW, HIGH = 1e-5, 1.0
-"""Rates of the first and the last step."""
+LOW, HIGH = 1e-4, 1.0
+"""Rates of the first and the last step. Ramps from 1e-5 showed the same edges, and nothing before 1e-4."""
 
-STEPS = 400
-"""Updates of a whole ramp. 300 to 600 show the same edges within a factor of two; a ramp that has diverged is ended."""
+STEPS = 320
+"""Updates of a whole ramp: eighty for each tenfold rise of the rate. Half as many again, or a quarter less, show the
+same edges within a factor of two, but with less a ramp missed now and then that the input was used. A ramp that has
+diverged is ended.
+"""
 
 FEWEST_STEPS = 200
 """A shorter ramp passes the useful rates before the network can have learned anything."""
 
-LOOKS = 41
-"""Looks at dev along a whole ramp: eight for each tenfold rise of the rate, and the first one."""
+LOOKS = 33
+"""Looks along a whole ramp: eight for each tenfold rise of the rate, and the first one."""
+
+FAR_LOSS = 4.0
+"""While the smoothed train loss is above this multiple of F0, and once the input was used, a look at dev decides
+nothing: it only is a point of the picture, and one look in so many measures it: ..."""
+
+SPARE_LOOKS = 3
 
 SMOOTHING_SHARE = 1 / 25
-"""The train loss is averaged over about this share of the steps, in which the rate rises by a bit more than half."""
+"""The train loss is averaged over about this share of the steps, in which the rate rises by not quite half."""
 
 LEARNED_LOSS = 0.9
 """Where dev has too few sequences for a swap gap, a smoothed train loss below this multiple of F0 says that the input
@@ -61,7 +70,10 @@ LOST_RISE = 1.15
 that hardly came below it: there the loss wavers around F0 long before it leaves."""
 
 HOPELESS_RISE = 1.5
-"""The ramp ends when its loss is so much above that: at still higher rates it does not come back."""
+"""The ramp ends when its loss is so much above that: at still higher rates it does not come back. Nor does it, ..."""
+
+LOST_LOOKS = 4
+"""... once it had come down to F0, after as many looks above it, in which the rate more than triples."""
 
 NOT_FINITE_SHARE = 0.1
 """A rate is too high at which more than this share of the steps since the last look, and more than one, was not finite:
@@ -87,15 +99,15 @@ class Look:
     """Learning rate summed over the updates so far."""
     train_loss: float
     """Nats per gloss, smoothed over the last batches, dropout on."""
-    dev_loss: float
+    dev_loss: float = math.nan
     """Nats per gloss of a fixed sample of dev, the same sequences each time, in eval mode."""
-    time_spread: float
+    time_spread: float = math.nan
     """Of the same sample (nats)."""
-    swap_gap: float
+    swap_gap: float = math.nan
     """Of the same sample (nats per gloss); measured from where the loss has come down to about F0."""
-    swap_t: float
+    swap_t: float = math.nan
     """Its paired t; NaN with too few sequences as well."""
-    skipped: int
+    skipped: int = 0
     """Updates since the look before whose loss or gradient was not finite."""
 
 
@@ -198,10 +210,12 @@ def _ramp(
         elif update is not None:
             skipped += 1
         if step in due:
-            train_loss = loss / glosses if glosses else math.nan
-            looks.append(_look(trainer, known, rate, train_loss, skipped, should_stop))
+            look = Look(step, rate, trainer.lr_time, loss / glosses if glosses else math.nan, skipped=skipped)
+            if len(looks) % SPARE_LOOKS == 0 or is_telling(look, looks, known):
+                look = _on_dev(look, trainer, known, should_stop)
+            looks.append(look)
             skipped = 0
-            if _is_hopeless(looks, known):
+            if is_hopeless(looks, known):
                 break
         progress(step, steps)
     return looks
@@ -214,15 +228,14 @@ def _groups(trainer: CTCTrainer) -> Iterator[list[NDArray[np.int64]]]:
         yield from trainer.groups(epoch)
 
 
-def _look(
-    trainer: CTCTrainer,
-    known: Floors,
-    rate: float,
-    train_loss: float,
-    skipped: int,
-    should_stop: Callable[[], bool],
-) -> Look:
-    """Measure the sample of dev: the sequences that the swap gap compares."""
+def is_telling(look: Look, before: Sequence[Look], known: Floors) -> bool:
+    """Whether dev may show at this look, for the first time, that the input is used."""
+    far = look.train_loss > FAR_LOSS * known.constant_loss
+    return not far and _used_lr_time(before, known)[0] is None
+
+
+def _on_dev(look: Look, trainer: CTCTrainer, known: Floors, should_stop: Callable[[], bool]) -> Look:
+    """The look with what the sample of dev shows: the sequences that the swap gap compares."""
     from model.probes import probed_rows, swap_gap
 
     dev, stride = trainer.corpus.dev, trainer.config.output_stride
@@ -236,7 +249,7 @@ def _look(
         found = swap_gap(dev, stride, own, trainer.losses_of(dev, should_stop))
         gap, t = found.gap, found.t
     trainer.model.train()
-    return Look(trainer.updates, rate, trainer.lr_time, train_loss, sample.loss, sample.spread.time, gap, t, skipped)
+    return replace(look, dev_loss=sample.loss, time_spread=sample.spread.time, swap_gap=gap, swap_t=t)
 
 
 def lost_above(looks: Sequence[Look], known: Floors) -> float:
@@ -251,8 +264,12 @@ def _breaks(looks: Sequence[Look], at: int) -> bool:
     return looks[at].skipped > max(1, NOT_FINITE_SHARE * steps)
 
 
-def _is_hopeless(looks: Sequence[Look], known: Floors) -> bool:
-    return looks[-1].train_loss > HOPELESS_RISE * lost_above(looks, known) or _breaks(looks, len(looks) - 1)
+def is_hopeless(looks: Sequence[Look], known: Floors) -> bool:
+    """Whether still higher rates would show nothing more."""
+    lost = lost_above(looks, known)
+    came_down = any(look.train_loss <= known.constant_loss for look in looks)
+    left = came_down and all(look.train_loss > lost for look in looks[-LOST_LOOKS:])
+    return left or looks[-1].train_loss > HOPELESS_RISE * lost or _breaks(looks, len(looks) - 1)
 
 
 def edges_of(looks: Sequence[Look], known: Floors, lr_time_at_one: float) -> Edges:
