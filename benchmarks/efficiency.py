@@ -227,7 +227,8 @@ def record(processes: int) -> None:
     config = config_of_test(SweepSpec.model_validate(spec(table.path(), 0, OURS)))
     trainer = CTCTrainer(config, load_corpus(CorpusConfig(path=table.path())))
     epochs = [trainer.train_epoch(lambda: False).seconds]
-    options = [f"--{name}={value}" for name, value in config.changed().items()]
+    without = ("patience", "plateau_patience")  # a ramp has no use for them, so its command does not take them
+    options = [f"--{name}={value}" for name, value in config.changed().items() if name not in without]
     began = time.perf_counter()
     asked = [sys.executable, "-m", "model", "range-test", "--data_dir", str(table.path()), "--json", *options]
     said = json.loads(subprocess.run(asked, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)

@@ -386,7 +386,8 @@ def _futile(trial: History, ranking: Ranking, floors: Floors) -> Decision | None
 
 def _needed(sibling: History, rate: float) -> float:
     """The least LR-time for a takeoff at a rate, as this sibling took off."""
-    return sibling.lr_time_before_takeoff * min(1.0, rate / sibling.config.learning_rate) ** TAKEOFF_EXPONENT
+    share: float = min(1.0, rate / sibling.config.learning_rate) ** TAKEOFF_EXPONENT
+    return sibling.lr_time_before_takeoff * share
 
 
 def _exhausted(trial: History, ranking: Ranking) -> Decision | None:

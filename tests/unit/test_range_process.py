@@ -13,7 +13,7 @@ import pytest
 
 from model.__main__ import main
 from model.corpus.data import CorpusConfig
-from model.range_test import FEWEST_STEPS
+from model.range_test import FEWEST_STEPS, LOW
 from sweeps import runner
 from sweeps.errors import RangeTestFailed
 from sweeps.ramp import Ramp
@@ -93,7 +93,7 @@ def test_the_command_prints_draws_and_answers_in_json(
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert found["steps"] == FEWEST_STEPS
-    assert found["looks"][0]["rate"] == 1e-5
+    assert found["looks"][0]["rate"] == LOW
     assert found["looks"][0]["swap_t"] is None
     assert "never used its input" in err
     assert err.splitlines()[-1] == f"picture: {tmp_path / 'p.png'}"

@@ -15,9 +15,13 @@ from model.corpus.data import Corpus, CorpusConfig, load_corpus
 from model.floors import Floors
 from model.range_plot import write_picture
 from model.range_test import (
+    FAR_LOSS,
     FEWEST_STEPS,
     LOOKS,
+    LOST_LOOKS,
+    LOW,
     SAFETY,
+    STEPS,
     SUGGESTED,
     TAKEOFF_BY,
     TAKEOFF_FACTOR,
@@ -26,6 +30,8 @@ from model.range_test import (
     RangeTest,
     concluded,
     edges_of,
+    is_hopeless,
+    is_telling,
     lr_time_until,
     range_test,
 )
@@ -47,10 +53,10 @@ def ramp(
     skipped: Callable[[float], int] = lambda rate: 0,
     high: float = 1.0,
 ) -> list[Look]:
-    """A whole ramp of 400 steps from 1e-5. `loss` and `skipped` are functions of the rate, `dev` and `t` of LR-time."""
-    looks, steps, lr_time = [], 400, 0.0
+    """A whole ramp. `loss` and `skipped` are functions of the rate, `dev` and `t` of LR-time."""
+    looks, steps, lr_time = [], STEPS, 0.0
     for step in range(1, steps + 1):
-        rate = 1e-5 * (high / 1e-5) ** ((step - 1) / (steps - 1))
+        rate = LOW * (high / LOW) ** ((step - 1) / (steps - 1))
         lr_time += rate
         if step in {round(1 + i * (steps - 1) / (LOOKS - 1)) for i in range(LOOKS)}:
             on_dev = dev(lr_time) if dev else loss(rate)
@@ -79,7 +85,7 @@ def edges(looks: list[Look]) -> Edges:
 
 
 def conclusion(looks: list[Look]) -> RangeTest:
-    return concluded(looks, 400, 30.0, edges(looks), KNOWN, CONFIG)
+    return concluded(looks, STEPS, 30.0, edges(looks), KNOWN, CONFIG)
 
 
 def test_both_edges_of_a_healthy_ramp() -> None:
@@ -194,7 +200,7 @@ def test_edges_that_leave_nothing_between_them_propose_nothing() -> None:
     looks = ramp(healthy, dev=plateau_from(0.03), t=used_from(0.05))
     short = TrainingConfig(epochs=1, schedule="constant")
     found = edges_of(looks, KNOWN, lr_time_until(short, 2, TAKEOFF_BY))
-    test = concluded(looks, 400, 30.0, found, KNOWN, short)
+    test = concluded(looks, STEPS, 30.0, found, KNOWN, short)
     assert (test.low, test.high, test.suggested) == (None, None, None)
     assert test.sentences[-1].startswith("That leaves no rate")
 
@@ -244,17 +250,68 @@ def test_a_real_ramp_finds_both_edges(tested: RangeTest) -> None:
     assert tested.low is not None
     assert tested.high is not None
     assert tested.suggested is not None
-    assert 1e-5 < tested.low < tested.suggested < tested.high < 1
+    assert 0 < tested.low < tested.suggested < tested.high < 1
     assert tested.looks[0].step == 1
-    assert tested.looks[0].rate == 1e-5
+    assert tested.looks[0].rate == LOW
     rates = [look.rate for look in tested.looks]
     assert rates == sorted(rates)
     assert max(look.swap_t for look in tested.looks if math.isfinite(look.swap_t)) > 10
     assert tested.looks[0].train_loss == pytest.approx(tested.uniform_loss, rel=0.3)
     assert min(look.train_loss for look in tested.looks) < tested.constant_loss / 2
     assert tested.looks[-1].lr_time == pytest.approx(
-        sum(1e-5 * 1e5 ** (i / (FEWEST_STEPS - 1)) for i in range(tested.looks[-1].step)), rel=1e-6
+        sum(LOW * (1 / LOW) ** (i / (FEWEST_STEPS - 1)) for i in range(tested.looks[-1].step)), rel=1e-6
     )
+
+
+@pytest.mark.slow
+def test_what_is_spared_changes_no_edge(corpus: Corpus, tested: RangeTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dev is looked at where that may decide, and now and then for the picture."""
+    monkeypatch.setattr("model.range_test.is_telling", lambda *_: True)
+    monkeypatch.setattr("model.range_test.is_hopeless", lambda *_: False)
+    whole = range_test(TINY, corpus, steps=FEWEST_STEPS)
+    assert all(math.isfinite(look.dev_loss) for look in whole.looks)
+    assert len(whole.looks) == LOOKS > len(tested.looks)
+    assert sum(math.isfinite(look.dev_loss) for look in tested.looks) < len(tested.looks) / 2
+    assert (tested.edges, tested.low, tested.high) == (whole.edges, whole.low, whole.high)
+    for look, of in zip(tested.looks, whole.looks, strict=False):
+        assert (look.step, look.rate, look.train_loss) == (of.step, of.rate, of.train_loss)
+        assert math.isnan(look.dev_loss) or look == replace(of, swap_gap=look.swap_gap, swap_t=look.swap_t)
+
+
+def test_a_look_at_dev_may_decide_near_f0_until_the_input_was_used() -> None:
+    looks = ramp(healthy, dev=plateau_from(0.03), t=used_from(0.05))
+    telling = [is_telling(look, looks[:at], KNOWN) for at, look in enumerate(looks)]
+    used = next(at for at, look in enumerate(looks) if look.lr_time >= 0.05)
+    far = [look.train_loss > FAR_LOSS * KNOWN.constant_loss for look in looks]
+    assert telling == [at <= used + 1 and not far[at] for at in range(len(looks))], "two in a row are asked for"
+    uniform = [replace(look, train_loss=look.train_loss + 10) for look in looks]
+    assert not is_telling(uniform[0], [], KNOWN)
+
+
+def test_a_ramp_ends_once_its_loss_has_left_f0_for_good() -> None:
+    def ends(loss: Callable[[float], float]) -> int:
+        looks = ramp(loss)
+        return next((at for at in range(len(looks)) if is_hopeless(looks[: at + 1], KNOWN)), len(looks))
+
+    rates = [look.rate for look in ramp(healthy)]
+    left = next(at for at, rate in enumerate(rates) if rate > 1e-2 and healthy(rate) > 4.0)
+
+    def slowly(rate: float) -> float:
+        return min(healthy(rate), 4.5) if rate > 1e-2 else healthy(rate)
+
+    def back(rate: float) -> float:
+        return 2.0 if rate in rates[left + LOST_LOOKS - 1 :] else slowly(rate)
+
+    assert ends(slowly) == left + LOST_LOOKS - 1
+    assert ends(back) == len(rates), "a spike that is over in time"
+    assert ends(lambda rate: max(4.2, slowly(rate))) == len(rates), "one that never came below F0 may still do so"
+
+
+def test_a_loss_far_above_f0_ends_a_ramp_at_once() -> None:
+    looks = ramp(lambda rate: 9.0 if rate > 1e-2 else max(4.2, healthy(rate)))
+    at = next(at for at, look in enumerate(looks) if look.rate > 1e-2)
+    assert is_hopeless(looks[: at + 1], KNOWN)
+    assert not is_hopeless(looks[:at], KNOWN)
 
 
 @pytest.mark.slow
