@@ -9,11 +9,11 @@ says, until an epoch reaches the target. What it takes is the expected running t
 many got there (Hansen et al. 2009, COCO), with a 95 % interval by bootstrap over the orders, which are the same for
 every policy. Trials are trained one after the other, and none is named in advance.
 
-Ours begins with its range test, which costs its seconds (`--record` runs it beside an epoch of training and writes
-efficiency.json: a ratio, so that another machine's speed says nothing), draws within the rates that it proposed, and
-tries its own suggestion first: that trial was recorded as well, with some seeds (`--record`, curves/an4-first), which
-the orders take in turn. What the rule adds alone, and the test alone, stand apart. The suggestion is not shown to TPE
-here, as it is in a sweep.
+Ours begins with its range test, which costs its seconds, draws within the rates that it proposed, and tries its own
+suggestion first. How some sweeps of different seeds began was recorded as well (`--record`), and the orders take these
+in turn: the tests in efficiency.json, each beside epochs of training (a ratio, so that another machine's speed says
+nothing), and the trials in curves/an4-first. What the rule adds alone, and the test alone, stand apart. The suggestion
+is not shown to TPE here, as it is in a sweep.
 """
 
 from __future__ import annotations
@@ -44,13 +44,12 @@ from tables import Recorded, read_run, read_tables
 
 sys.path.insert(0, str(ROOT))
 
-from model.types import TrainingConfig
 from sweeps.range_test import config_of_test
 from sweeps.spec import SweepSpec
 
 RECORDED = Path(__file__).with_name("efficiency.json")
 FIRST_TRIALS = Path(__file__).with_name("curves") / "an4-first"
-FIRST_SEEDS = 6
+BEGINNINGS = 6
 EPOCHS = 20
 """Of the recorded runs."""
 RESAMPLED = 2000
@@ -60,13 +59,26 @@ FASTER, AHEAD = Aim(1.7, 3, most=False), Aim(1, most=False)
 
 @dataclass(frozen=True)
 class Ramp:
-    """A range test on AN4."""
+    """A range test on AN4, and the seed of its sweep."""
+
+    seed: int
 
     epochs: float
     """How many epochs of training take as long."""
-    low: float | None
-    high: float | None
-    suggested: float | None
+    low: float
+    high: float
+    suggested: float
+
+
+class Beginning(NamedTuple):
+    """How a sweep begins: its range test, and the trial at the rate that this suggests, all else in the middle."""
+
+    ramp: Ramp
+    trial: Recorded
+
+    def within(self, runs: Sequence[Recorded]) -> list[Recorded]:
+        """Those at rates that the test proposed."""
+        return [run for run in runs if self.ramp.low <= run.config.learning_rate <= self.ramp.high]
 
 
 class Cost(NamedTuple):
@@ -87,43 +99,35 @@ def cost(trials: Sequence[Trial], target: float) -> Cost:
     return Cost(epochs, seconds, False)
 
 
-def first_trials() -> list[Recorded]:
-    """The trial at the rate that the range test suggests, all else in the middle, with one seed after another."""
-    return [read_run(file) for file in sorted(FIRST_TRIALS.glob("*.json"))]
+def beginnings() -> list[Beginning]:
+    """Those that were recorded."""
+    ramps = [Ramp(**each) for each in json.loads(RECORDED.read_text(encoding="utf-8"))["ramps"]]
+    return [Beginning(ramp, read_run(first_file(ramp.seed))) for ramp in ramps]
 
 
-def drawn(
-    runs: list[Recorded], sampler: str, seed: int, ramp: Ramp | None, firsts: Sequence[Recorded]
-) -> Iterator[Recorded] | Draw:
+def first_file(seed: int) -> Path:
+    return FIRST_TRIALS / f"{900 + seed}.json"  # a number that no run of the table has
+
+
+def drawn(runs: list[Recorded], sampler: str, seed: int, first: Sequence[Recorded]) -> Iterator[Recorded] | Draw:
     """The order of a sweep's trials."""
-    first: list[Recorded] = []
-    if ramp is not None:
-        first = [firsts[seed % len(firsts)]] if ramp.suggested else []
-        runs = within(runs, ramp)
     if sampler == "random":
         return iter([*first, *in_random_order(runs, seed)])
     then = by_tpe(runs, seed)
     return lambda trials: first[len(trials)] if len(trials) < len(first) else then(trials[len(first) :])
 
 
-def within(runs: Sequence[Recorded], ramp: Ramp) -> list[Recorded]:
-    """Those at rates that the test proposed."""
-    low, high = ramp.low or 0.0, ramp.high or math.inf
-    return [run for run in runs if low <= run.config.learning_rate <= high]
-
-
 def costs(
-    policy: Named, runs: list[Recorded], sampler: str, ramp: Ramp | None, orders: int, target: float
+    policy: Named, runs: list[Recorded], sampler: str, begun: Sequence[Beginning], orders: int, target: float
 ) -> list[Cost]:
-    """Of one sweep for each order."""
-    firsts = first_trials()
-    count = len(within(runs, ramp)) + bool(ramp.suggested) if ramp else len(runs)
-    each = median(report.seconds for run in runs for report in run.reports)
-    ahead = Cost(ramp.epochs, ramp.epochs * each, False) if ramp else Cost(0, 0, False)
-    found = []
+    """Of one sweep for each order; they take in turn how they begin, if they are not to begin as any other sweep."""
+    each, found = median(report.seconds for run in runs for report in run.reports), []
     for seed in range(orders):
-        spent = cost(replay(policy.make, drawn(runs, sampler, seed, ramp, firsts), seed, count).trials, target)
-        found.append(Cost(ahead.epochs + spent.epochs, ahead.seconds + spent.seconds, spent.reached))
+        begins = begun[seed % len(begun)] if begun else None
+        among, first, ahead = (begins.within(runs), [begins.trial], begins.ramp.epochs) if begins else (runs, [], 0.0)
+        order = drawn(among, sampler, seed, first)
+        spent = cost(replay(policy.make, order, seed, len(among) + len(first)).trials, target)
+        found.append(Cost(ahead + spent.epochs, ahead * each + spent.seconds, spent.reached))
     return found
 
 
@@ -173,6 +177,7 @@ def ways(sampler: str) -> list[Way]:
 
 
 _runs: list[Recorded] = []
+_begun: list[Beginning] = []
 
 
 def _begin() -> None:
@@ -180,12 +185,13 @@ def _begin() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     _runs.extend(read_tables(names=["an4"])["an4"])
+    _begun.extend(beginnings())
 
 
-def _costs(task: tuple[str, int, int, float, Ramp]) -> list[Cost]:
-    sampler, index, orders, target, ramp = task
+def _costs(task: tuple[str, int, int, float]) -> list[Cost]:
+    sampler, index, orders, target = task
     way = ways(sampler)[index]
-    return costs(way.policy, _runs, sampler, ramp if way.with_test else None, orders, target)
+    return costs(way.policy, _runs, sampler, _begun if way.with_test else [], orders, target)
 
 
 def as_rows(sampler: str, found: dict[str, list[Cost]], families: dict[str, str]) -> list[Row]:
@@ -215,16 +221,24 @@ def as_rows(sampler: str, found: dict[str, list[Cost]], families: dict[str, str]
 
 
 def record(processes: int) -> None:
-    """Run the range test on AN4 beside an epoch of training, and train the trial that follows from it: of the sweep
-    that benchmarks/live.py runs, which is one over the space of the recorded runs.
-    """
+    """How the sweeps of benchmarks/live.py begin, which are over the space of the recorded runs."""
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        ramps = []
+        for ramp, line in pool.imap(_record_beginning, range(BEGINNINGS)):
+            ramps.append(asdict(ramp))
+            print(f"{ramp}\n{line}", flush=True)
+    RECORDED.write_text(json.dumps({"ramps": ramps, **about()}, indent=1) + "\n", encoding="utf-8")
+
+
+def _record_beginning(seed: int) -> tuple[Ramp, str]:
+    """Run the range test beside two epochs of training, then train the trial that follows from it, and write that."""
     from live import OURS, spec
 
     from model.corpus.data import CorpusConfig, load_corpus
     from model.ctc import CTCTrainer
 
     table = next(table for table in TABLES if table.name == "an4")
-    config = config_of_test(SweepSpec.model_validate(spec(table.path(), 0, OURS)))
+    config = config_of_test(SweepSpec.model_validate(spec(table.path(), seed, OURS)))
     trainer = CTCTrainer(config, load_corpus(CorpusConfig(path=table.path())))
     epochs = [trainer.train_epoch(lambda: False).seconds]
     without = ("patience", "plateau_patience")  # a ramp has no use for them, so its command does not take them
@@ -234,21 +248,10 @@ def record(processes: int) -> None:
     said = json.loads(subprocess.run(asked, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)
     seconds = time.perf_counter() - began  # with its start, as in a sweep
     epochs.append(trainer.train_epoch(lambda: False).seconds)
-    ramp = Ramp(seconds / median(epochs), said["low"], said["high"], said["suggested"])
-    found = {"ramp": asdict(ramp), "seconds": seconds, "epoch_seconds": epochs, **about()}
-    RECORDED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for line in pool.imap(_record_first, [(config, ramp.suggested, seed) for seed in range(FIRST_SEEDS)]):
-            print(line, flush=True)
-
-
-def _record_first(task: tuple[TrainingConfig, float, int]) -> str:
-    config, rate, seed = task
-    table = replace(next(table for table in TABLES if table.name == "an4"), name=FIRST_TRIALS.name)
-    values = {"learning_rate": float(f"{rate:.3g}"), "patience": EPOCHS, "probe_interval": 1, "seed": seed}
-    # A number that no run of the table has.
-    return record_run(Run(table, f"{900 + seed}", config.with_values(values)))
+    ramp = Ramp(seed, seconds / median(epochs), said["low"], said["high"], said["suggested"])
+    values = {"learning_rate": float(f"{ramp.suggested:.3g}"), "patience": EPOCHS, "probe_interval": 1}
+    file = first_file(seed)
+    return ramp, record_run(Run(replace(table, name=file.parent.name), file.stem, config.with_values(values)))
 
 
 def main() -> None:
@@ -256,17 +259,16 @@ def main() -> None:
     options.add_argument("--orders", type=int, help="default: 200, and 10 with --quick")
     options.add_argument("--processes", type=int, default=2)
     options.add_argument("--target", type=float, default=0.35, help="dev WER (fraction)")
-    options.add_argument("--record", action="store_true", help="run the range test and its trial, and write both")
+    options.add_argument("--record", action="store_true", help="run range tests and their trials, and write both")
     arguments = options.parse_args()
     if arguments.record:
         record(arguments.processes)
         return
-    ramp = Ramp(**json.loads(RECORDED.read_text(encoding="utf-8"))["ramp"])
     orders, rows = arguments.orders or (10 if arguments.quick else 200), []
     with multiprocessing.get_context("spawn").Pool(arguments.processes, _begin) as pool:
         for sampler in ("random", "tpe"):
             named = ways(sampler)
-            tasks = [(sampler, index, orders, arguments.target, ramp) for index in range(len(named))]
+            tasks = [(sampler, index, orders, arguments.target) for index in range(len(named))]
             found = dict(zip([way.name for way in named], pool.imap(_costs, tasks), strict=True))
             families = {way.name: way.policy.family for way in named if way.policy.family not in ("none", "ours")}
             rows += as_rows(sampler, found, families)

@@ -29,7 +29,7 @@ from typing import Any
 import optuna
 import yaml
 from curves import DROPOUTS, RATES, SCHEDULES, START_FACTORS, WARMUPS
-from efficiency import EPOCHS, RECORDED, Estimate, Ramp, costs, expected, times_faster, ways
+from efficiency import EPOCHS, Estimate, beginnings, costs, expected, times_faster, ways
 from efficiency import Cost as Spent
 from rows import ROOT, Aim, Row, parser, row, show
 from tables import read_tables
@@ -145,10 +145,9 @@ def raced(folder: Path, corpus: Path, seed: int, target: float) -> tuple[Spent, 
 def replayed(target: float, orders: int) -> Estimate:
     """What the recorded runs say: how many times fewer epochs, with TPE as in a sweep."""
     runs = read_tables(names=["an4"])["an4"]
-    ramp = Ramp(**json.loads(RECORDED.read_text(encoding="utf-8"))["ramp"])
     by_name = {way.name: way for way in ways("tpe")}
     found = {
-        name: costs(by_name[name].policy, runs, "tpe", ramp if by_name[name].with_test else None, orders, target)
+        name: costs(by_name[name].policy, runs, "tpe", beginnings() if by_name[name].with_test else [], orders, target)
         for name in ("unpruned", "ours")
     }
     return times_faster(found["unpruned"], found["ours"], "epochs")
