@@ -12,7 +12,6 @@ benchmarks/efficiency.py, whose replays of recorded runs this is held against.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
