@@ -225,11 +225,12 @@ def find(table: str, name: str) -> Run:
 
 def record(place: tuple[str, str]) -> str:
     """Train a run (named by table and name: its functions do not cross processes) and write its file; a line on it."""
-    return record_run(find(*place))
+    run = find(*place)
+    return record_run(run, run.file)
 
 
-def record_run(run: Run) -> str:
-    """Train a run and write its file; a line on it."""
+def record_run(run: Run, file: Path) -> str:
+    """Train a run and write it to a file; a line on it."""
     began = time.monotonic()
     reports = train(run)
     corpus = load(run)
@@ -250,10 +251,10 @@ def record_run(run: Run) -> str:
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in about.items()]
     curve = [f"  {json.dumps(key)}: {json.dumps(column)}" for key, column in as_columns(reports).items()]
     text = "{\n" + ",\n".join(lines) + ',\n"curve": {\n' + ",\n".join(curve) + "\n}}\n"
-    run.file.parent.mkdir(parents=True, exist_ok=True)
-    aside = run.file.with_suffix(".part")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".part")
     aside.write_text(text, encoding="utf-8", newline="\n")
-    aside.replace(run.file)
+    aside.replace(file)
     best = min(report.wer for report in reports)
     return (
         f"{run.table.name}/{run.name}: learning rate {config.learning_rate:g}, best WER {best:.1%}, "

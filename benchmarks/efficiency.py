@@ -12,7 +12,7 @@ every policy. Trials are trained one after the other, and none is named in advan
 Ours begins with its range test, which costs its seconds, draws within the rates that it proposed, and tries its own
 suggestion first. How some sweeps of different seeds began was recorded as well (`--record`), and the orders take these
 in turn: the tests in efficiency.json, each beside epochs of training (a ratio, so that another machine's speed says
-nothing), and the trials in curves/an4-first. What the rule adds alone, and the test alone, stand apart. The suggestion
+nothing), and the trials in beginnings/. What the rule adds alone, and the test alone, stand apart. The suggestion
 is not shown to TPE here, as it is in a sweep.
 """
 
@@ -26,7 +26,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -48,7 +48,7 @@ from sweeps.range_test import config_of_test
 from sweeps.spec import SweepSpec
 
 RECORDED = Path(__file__).with_name("efficiency.json")
-FIRST_TRIALS = Path(__file__).with_name("curves") / "an4-first"
+FIRST_TRIALS = Path(__file__).with_name("beginnings")
 BEGINNINGS = 6
 EPOCHS = 20
 """Of the recorded runs."""
@@ -251,7 +251,7 @@ def _record_beginning(seed: int) -> tuple[Ramp, str]:
     ramp = Ramp(seed, seconds / median(epochs), said["low"], said["high"], said["suggested"])
     values = {"learning_rate": float(f"{ramp.suggested:.3g}"), "patience": EPOCHS, "probe_interval": 1}
     file = first_file(seed)
-    return ramp, record_run(Run(replace(table, name=file.parent.name), file.stem, config.with_values(values)))
+    return ramp, record_run(Run(table, file.stem, config.with_values(values)), file)
 
 
 def main() -> None:
