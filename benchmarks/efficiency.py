@@ -1,6 +1,6 @@
 """Epochs and hours that a sweep on AN4 needs to a dev WER of 0.35, by replay of the recorded runs.
 
-    python benchmarks/efficiency.py [--orders 200] [--processes 2] [--target 0.35] [--quick] [--json]
+    python benchmarks/efficiency.py [--orders 204] [--processes 2] [--target 0.35] [--quick] [--json]
     python benchmarks/efficiency.py --record
 
 A sweep draws runs of benchmarks/curves/an4 (in random order, or by TPE with each suggestion answered by the nearest
@@ -26,7 +26,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -65,20 +65,23 @@ class Ramp:
 
     epochs: float
     """How many epochs of training take as long."""
-    low: float
-    high: float
-    suggested: float
+    low: float | None
+    high: float | None
+    suggested: float | None
 
 
 class Beginning(NamedTuple):
-    """How a sweep begins: its range test, and the trial at the rate that this suggests, all else in the middle."""
+    """How a sweep begins: its range test, and the trial at the rate that this suggests (if it does), all else in the
+    middle.
+    """
 
     ramp: Ramp
-    trial: Recorded
+    first: tuple[Recorded, ...]
 
     def within(self, runs: Sequence[Recorded]) -> list[Recorded]:
         """Those at rates that the test proposed."""
-        return [run for run in runs if self.ramp.low <= run.config.learning_rate <= self.ramp.high]
+        low, high = self.ramp.low or 0.0, self.ramp.high or math.inf
+        return [run for run in runs if low <= run.config.learning_rate <= high]
 
 
 class Cost(NamedTuple):
@@ -102,7 +105,7 @@ def cost(trials: Sequence[Trial], target: float) -> Cost:
 def beginnings() -> list[Beginning]:
     """Those that were recorded."""
     ramps = [Ramp(**each) for each in json.loads(RECORDED.read_text(encoding="utf-8"))["ramps"]]
-    return [Beginning(ramp, read_run(first_file(ramp.seed))) for ramp in ramps]
+    return [Beginning(ramp, (read_run(first_file(ramp.seed)),) if ramp.suggested else ()) for ramp in ramps]
 
 
 def first_file(seed: int) -> Path:
@@ -124,11 +127,18 @@ def costs(
     each, found = median(report.seconds for run in runs for report in run.reports), []
     for seed in range(orders):
         begins = begun[seed % len(begun)] if begun else None
-        among, first, ahead = (begins.within(runs), [begins.trial], begins.ramp.epochs) if begins else (runs, [], 0.0)
+        among, ahead = (begins.within(runs), begins.ramp.epochs) if begins else (runs, 0.0)
+        first = [as_slow(run, each) for run in begins.first] if begins else []
         order = drawn(among, sampler, seed, first)
         spent = cost(replay(policy.make, order, seed, len(among) + len(first)).trials, target)
         found.append(Cost(ahead + spent.epochs, ahead * each + spent.seconds, spent.reached))
     return found
+
+
+def as_slow(run: Recorded, seconds: float) -> Recorded:
+    """The run as if its median epoch took so long: the table is of a slower trainer and hour."""
+    slower = seconds / median(report.seconds for report in run.reports)
+    return replace(run, reports=tuple(replace(report, seconds=slower * report.seconds) for report in run.reports))
 
 
 class Estimate(NamedTuple):
@@ -143,11 +153,18 @@ def expected(found: Sequence[Cost], of: str) -> float:
     return sum(getattr(each, of) for each in found) / successes if successes else math.inf
 
 
-def times_faster(slow: Sequence[Cost], fast: Sequence[Cost], of: str) -> Estimate:
-    """By how much, over the same orders."""
+def times_faster(slow: Sequence[Cost], fast: Sequence[Cost], of: str, groups: int = 0) -> Estimate:
+    """By how much, over the same orders, which are drawn anew for the interval; where they take so many beginnings in
+    turn, these first.
+    """
     spent = np.array([[getattr(each, of) for each in some] for some in (slow, fast)])
     reached = np.array([[each.reached for each in some] for some in (slow, fast)], dtype=float)
-    orders = np.random.default_rng(0).integers(spent.shape[1], size=(RESAMPLED, spent.shape[1]))
+    chance, count = np.random.default_rng(0), spent.shape[1]
+    orders = chance.integers(count, size=(RESAMPLED, count))
+    if groups:
+        drawn_groups = np.repeat(chance.integers(groups, size=(RESAMPLED, groups)), -(-count // groups), axis=1)
+        orders = orders // groups * groups + drawn_groups[:, :count]
+        orders = np.where(orders < count, orders, orders - groups)
     with np.errstate(divide="ignore", invalid="ignore"):
         times = spent[:, orders].sum(2) / reached[:, orders].sum(2)
         ratios = times[0] / times[1]
@@ -198,7 +215,7 @@ def as_rows(sampler: str, found: dict[str, list[Cost]], families: dict[str, str]
     """Ours against unpruned, and against each pruner at its best setting."""
 
     def against(slow: str, of: str, aim: Aim | None, fast: str = "ours") -> Row:
-        faster = times_faster(found[slow], found[fast], of)
+        faster = times_faster(found[slow], found[fast], of, BEGINNINGS)
         got = [sum(each.reached for each in found[name]) for name in (fast, slow)]
         note = (
             f"95 %: {faster.low:.2f} to {faster.high:.2f}; {got[0]} and {got[1]} of {len(found[slow])} sweeps got there"
@@ -222,12 +239,13 @@ def as_rows(sampler: str, found: dict[str, list[Cost]], families: dict[str, str]
 
 def record(processes: int) -> None:
     """How the sweeps of benchmarks/live.py begin, which are over the space of the recorded runs."""
+    FIRST_TRIALS.mkdir(exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         ramps = []
         for ramp, line in pool.imap(_record_beginning, range(BEGINNINGS)):
             ramps.append(asdict(ramp))
+            RECORDED.write_text(json.dumps({"ramps": ramps, **about()}, indent=1) + "\n", encoding="utf-8")
             print(f"{ramp}\n{line}", flush=True)
-    RECORDED.write_text(json.dumps({"ramps": ramps, **about()}, indent=1) + "\n", encoding="utf-8")
 
 
 def _record_beginning(seed: int) -> tuple[Ramp, str]:
@@ -238,7 +256,8 @@ def _record_beginning(seed: int) -> tuple[Ramp, str]:
     from model.ctc import CTCTrainer
 
     table = next(table for table in TABLES if table.name == "an4")
-    config = config_of_test(SweepSpec.model_validate(spec(table.path(), seed, OURS)))
+    sweep = SweepSpec.model_validate(spec(table.path(), seed, OURS))
+    config = config_of_test(sweep)
     trainer = CTCTrainer(config, load_corpus(CorpusConfig(path=table.path())))
     epochs = [trainer.train_epoch(lambda: False).seconds]
     without = ("patience", "plateau_patience")  # a ramp has no use for them, so its command does not take them
@@ -249,14 +268,18 @@ def _record_beginning(seed: int) -> tuple[Ramp, str]:
     seconds = time.perf_counter() - began  # with its start, as in a sweep
     epochs.append(trainer.train_epoch(lambda: False).seconds)
     ramp = Ramp(seed, seconds / median(epochs), said["low"], said["high"], said["suggested"])
-    values = {"learning_rate": float(f"{ramp.suggested:.3g}"), "patience": EPOCHS, "probe_interval": 1}
+    if ramp.suggested is None:
+        return ramp, "no rate is suggested"
+    tried = {name: getattr(config, name) for name in sweep.space.parameters()}
+    tried |= {"learning_rate": float(f"{ramp.suggested:.3g}")}
     file = first_file(seed)
-    return ramp, record_run(Run(table, file.stem, config.with_values(values)), file)
+    trial = sweep.training(0, tried, {}).with_values({"probe_interval": 1})
+    return ramp, record_run(Run(table, file.stem, trial), file)
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--orders", type=int, help="default: 200, and 10 with --quick")
+    options.add_argument("--orders", type=int, help="default: 204, and 12 with --quick")
     options.add_argument("--processes", type=int, default=2)
     options.add_argument("--target", type=float, default=0.35, help="dev WER (fraction)")
     options.add_argument("--record", action="store_true", help="run range tests and their trials, and write both")
@@ -264,7 +287,7 @@ def main() -> None:
     if arguments.record:
         record(arguments.processes)
         return
-    orders, rows = arguments.orders or (10 if arguments.quick else 200), []
+    orders, rows = arguments.orders or (12 if arguments.quick else 204), []
     with multiprocessing.get_context("spawn").Pool(arguments.processes, _begin) as pool:
         for sampler in ("random", "tpe"):
             named = ways(sampler)

@@ -184,7 +184,7 @@ def main() -> None:
             pairs.append(raced(Path(folder) / str(seed), arguments.corpus, seed, target))
             each = (f"{spent.epochs:.1f} epochs, {spent.seconds:.0f} s" for spent in pairs[-1])
             print(f"pair {seed}: unpruned {next(each)}; ours {next(each)}", file=sys.stderr, flush=True)
-    show(as_rows(pairs, replayed(target, 20 if quick else 200)), as_json=arguments.json)
+    show(as_rows(pairs, replayed(target, 24 if quick else 204)), as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The learning-rate range test held against the curve tables: what it proposes, what it would have ruled out, its cost.
 
-    python benchmarks/ranges.py [--tables NAME ...] [--steps 400] [--seeds 2] [--processes 2] [--json]
+    python benchmarks/ranges.py [--tables NAME ...] [--steps 320] [--seeds 2] [--processes 2] [--json]
 
 For each table (benchmarks/curves.py) one range test a seed, on its corpus and with the other parameters in the middle
 of their ranges, as a sweep does. A recorded run is *good* if its best WER is within 5 points of the table's best, and

@@ -72,8 +72,8 @@ that hardly came below it: there the loss wavers around F0 long before it leaves
 HOPELESS_RISE = 1.5
 """The ramp ends when its loss is so much above that: at still higher rates it does not come back. Nor does it, ..."""
 
-LOST_LOOKS = 4
-"""... once it had come down to F0, after as many looks above it, in which the rate more than triples."""
+LOST_RATES = 3.0
+"""... once the input was used, from a loss that stayed above that while the rate rose by this factor."""
 
 NOT_FINITE_SHARE = 0.1
 """A rate is too high at which more than this share of the steps since the last look, and more than one, was not finite:
@@ -267,9 +267,10 @@ def _breaks(looks: Sequence[Look], at: int) -> bool:
 def is_hopeless(looks: Sequence[Look], known: Floors) -> bool:
     """Whether still higher rates would show nothing more."""
     lost = lost_above(looks, known)
-    came_down = any(look.train_loss <= known.constant_loss for look in looks)
-    left = came_down and all(look.train_loss > lost for look in looks[-LOST_LOOKS:])
-    return left or looks[-1].train_loss > HOPELESS_RISE * lost or _breaks(looks, len(looks) - 1)
+    if looks[-1].train_loss > HOPELESS_RISE * lost or _breaks(looks, len(looks) - 1):
+        return True
+    last = max((look.rate for look in looks if not look.train_loss > lost), default=math.inf)
+    return looks[-1].rate > LOST_RATES * last and _used_lr_time(looks, known)[0] is not None
 
 
 def edges_of(looks: Sequence[Look], known: Floors, lr_time_at_one: float) -> Edges:

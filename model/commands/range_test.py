@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
         description="Train one fresh network while the learning rate rises with every step, and read two edges off it: "
         "above the one the loss leaves for good; below the other a run of --epochs has no time to learn. A fall of the "
         "loss alone counts for nothing, as CTC's falls to that of the best constant output without any input: what "
-        "counts is when the output depends on the input there. Takes as long as 320 steps of training at most, and some "
+        "counts is when the output depends on the input there. Takes as long as 320 steps of training at most, with "
         "looks at dev. --epochs, the warm-up and the schedule only say how much training a run will have: the ramp "
         "itself has neither.",
     )

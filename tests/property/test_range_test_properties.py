@@ -2,12 +2,23 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.floors import Floors
-from model.range_test import Look, RangeTest, concluded, edges_of, lr_time_until
+from model.range_test import (
+    FAR_LOSS,
+    LOOKS,
+    SPARE_LOOKS,
+    Look,
+    RangeTest,
+    concluded,
+    edges_of,
+    is_telling,
+    lr_time_until,
+)
 from model.types import TrainingConfig
 from sweeps.range_test import NARROWEST, proposal
 from sweeps.spec import SweepSpec
@@ -64,3 +75,19 @@ def test_a_sweep_never_leaves_its_space(test: RangeTest, low: float, decades: fl
         assert spec.space.contains(made.trial.hyperparameters)
         bounds = made.bounds or spec.space.learning_rate
         assert bounds.low <= made.trial.hyperparameters["learning_rate"] <= bounds.high
+
+
+near = st.floats(0.1, FAR_LOSS * KNOWN.constant_loss) | st.just(math.nan)
+
+
+@given(st.lists(st.tuples(near, near, st.floats(-5, 30)), min_size=1, max_size=LOOKS), st.booleans())
+def test_near_f0_the_looks_at_dev_that_are_spared_change_no_edge(
+    drawn: list[tuple[float, float, float]], with_t: bool
+) -> None:
+    looks, spared = list[Look](), list[Look]()
+    for at, (train, dev, t) in enumerate(drawn):
+        bare = Look(1 + 10 * at, 1e-4 * RATIO**at, sum(1e-3 * RATIO**n for n in range(at + 1)), train)
+        looks.append(replace(bare, dev_loss=dev, swap_t=t if with_t else math.nan))
+        measured = at % SPARE_LOOKS == 0 or is_telling(bare, spared, KNOWN)
+        spared.append(looks[-1] if measured else bare)
+    assert edges_of(spared, KNOWN, UNIT) == edges_of(looks, KNOWN, UNIT)
