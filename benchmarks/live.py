@@ -1,6 +1,6 @@
 """Sweeps on AN4 to a dev WER of 0.35, live: ours beside an unpruned one, as pairs that run at the same time.
 
-    python benchmarks/live.py CORPUS [--pairs 12] [--target 0.35] [--quick] [--json]
+    python benchmarks/live.py CORPUS [--pairs 8] [--target 0.35] [--quick] [--json]
 
 Each sweep is `sweeps run` with one worker on one thread, in a home of its own, over the space of the recorded runs
 (benchmarks/curves.py), and is stopped as soon as an epoch has reached the target. The two of a pair share the machine,
@@ -172,7 +172,7 @@ def as_rows(pairs: Sequence[tuple[Spent, Spent]], said: Estimate) -> list[Row]:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("corpus", type=Path)
-    options.add_argument("--pairs", type=int, help="default: 12, and 1 with --quick")
+    options.add_argument("--pairs", type=int, help="default: 8, and 1 with --quick")
     options.add_argument("--target", type=float, help="dev WER (fraction); default: 0.35, and 0.95 with --quick")
     arguments = options.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -180,7 +180,7 @@ def main() -> None:
     quick, pairs = arguments.quick, list[tuple[Spent, Spent]]()
     target = arguments.target or (0.95 if quick else 0.35)
     with tempfile.TemporaryDirectory(prefix="live") as folder:
-        for seed in range(arguments.pairs or (1 if quick else 12)):
+        for seed in range(arguments.pairs or (1 if quick else 8)):
             pairs.append(raced(Path(folder) / str(seed), arguments.corpus, seed, target))
             each = (f"{spent.epochs:.1f} epochs, {spent.seconds:.0f} s" for spent in pairs[-1])
             print(f"pair {seed}: unpruned {next(each)}; ours {next(each)}", file=sys.stderr, flush=True)
