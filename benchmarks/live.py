@@ -5,8 +5,9 @@
 Each sweep is `sweeps run` with one worker on one thread, in a home of its own, over the space of the recorded runs
 (benchmarks/curves.py), and is stopped as soon as an epoch has reached the target. The two of a pair share the machine,
 a core each, and differ in pruner, range test and first trials alone: the unpruned one draws at random, as the replays
-do. What is counted is all epochs that were recorded until then, and the seconds from the sweep's making to that epoch;
-a range test counts for as many epochs as take so long. Over the pairs: expected running times, as in
+do. What is counted is all epochs that were recorded until then, and the seconds from the sweep's making to that epoch.
+A range test counts for as many epochs as it takes: by so much later the first epoch of ours begins than that of the
+unpruned one, which has the same start without it. Over the pairs: expected running times, as in
 benchmarks/efficiency.py, whose replays of recorded runs this is held against.
 """
 
@@ -55,7 +56,24 @@ class Racer:
 
     home: Home
     process: subprocess.Popen[bytes]
-    spent: Spent | None = None
+    found: Found | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a sweep had spent when it got there."""
+
+    epochs: int
+    epoch_seconds: float
+    """Mean of these epochs."""
+    start: float
+    """Seconds from its making until its first epoch began."""
+    seconds: float
+    """... until it got there."""
+
+    def beside(self, unpruned: Found) -> Spent:
+        """With its range test, if it had one."""
+        return Spent(self.epochs + (self.start - unpruned.start) / self.epoch_seconds, self.seconds, True)
 
 
 def spec(corpus: Path, seed: int, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,8 +112,8 @@ def started(folder: Path, content: Mapping[str, Any]) -> Racer:
         )
 
 
-def look(racer: Racer, target: float) -> Spent | None:
-    """What it has spent, once an epoch is there or it is over."""
+def look(racer: Racer, target: float) -> Found | None:
+    """What it has spent, once an epoch has got there."""
     with closing(Store(racer.home.database_url)) as store:
         sweep = store.find_sweep(NAME)
         if sweep is None:
@@ -105,9 +123,9 @@ def look(racer: Racer, target: float) -> Spent | None:
     rows.sort(key=lambda row: row.recorded_at or 0.0)
     for place, row_ in enumerate(rows, start=1):
         if row_.metrics.get("dev/wer", 2.0) <= target:
-            ramp = sweep.facts["range_test"]["finished_at"] - begun if "range_test" in sweep.facts else 0.0
+            start = (rows[0].recorded_at or 0.0) - rows[0].seconds - begun
             each = sum(row.seconds for row in rows[:place]) / place
-            return Spent(place + ramp / each, (row_.recorded_at or 0.0) - begun, True)
+            return Found(place, each, start, (row_.recorded_at or 0.0) - begun)
     return None
 
 
@@ -118,14 +136,14 @@ def raced(folder: Path, corpus: Path, seed: int, target: float) -> tuple[Spent, 
         for name, changes in (("unpruned", UNPRUNED), ("ours", OURS))
     ]
     try:
-        while any(racer.spent is None for racer in racers):
+        while any(racer.found is None for racer in racers):
             time.sleep(LOOK_SECONDS)
             for racer in racers:
-                if racer.spent is not None:
+                if racer.found is not None:
                     continue
                 if (racer.home.root / "sweeps.db").exists():
-                    racer.spent = look(racer, target)
-                if racer.spent is not None:
+                    racer.found = look(racer, target)
+                if racer.found is not None:
                     racer.process.send_signal(signal.SIGINT)
                 elif racer.process.poll() is not None:
                     raise SystemExit(f"{racer.home.root}: ended before it got there; see its log")
@@ -135,10 +153,10 @@ def raced(folder: Path, corpus: Path, seed: int, target: float) -> tuple[Spent, 
                 racer.process.send_signal(signal.SIGINT)
         for racer in racers:
             racer.process.wait(60)
-    first, second = (racer.spent for racer in racers)
-    assert first is not None
-    assert second is not None
-    return first, second
+    unpruned, ours = (racer.found for racer in racers)
+    assert unpruned is not None
+    assert ours is not None
+    return unpruned.beside(unpruned), ours.beside(unpruned)
 
 
 def replayed(target: float, orders: int) -> Estimate:
