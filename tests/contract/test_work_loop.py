@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import Engine
 
 from model.corpus.annotations import CorpusError
 from model.corpus.data import Corpus
@@ -123,10 +124,10 @@ class Away:
         self.now = threading.Event()
         true = Store._transaction
 
-        def transaction(store: Store, **options: Any) -> Any:
+        def transaction(store: Store, engine: Engine) -> Any:
             if self.now.is_set():
                 raise DatabaseUnavailable(store.url, "it is away")
-            return true(store, **options)
+            return true(store, engine)
 
         monkeypatch.setattr(Store, "_transaction", transaction)
 
