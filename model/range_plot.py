@@ -58,7 +58,7 @@ def _loss(ax: Axes, test: RangeTest) -> None:
         ax.set_yscale("log")
         mark(ax.yaxis)
     ax.set_ylabel("nats per gloss")
-    ax.legend(loc="center left", frameon=False, labelcolor=INK)
+    ax.legend(loc="lower left", frameon=False, labelcolor=INK)
 
 
 def _gap(ax: Axes, test: RangeTest) -> None:
@@ -70,13 +70,21 @@ def _gap(ax: Axes, test: RangeTest) -> None:
     ax.set_xscale("log")
     ax.set_ylabel("t of the swap gap")
     ax.set_xlabel("learning rate")
-    ax.set_xlim(test.looks[0].rate, max(test.looks[-1].rate, 2 * test.looks[0].rate))
+    ax.set_xlim(*_ends(test))
     mark(ax.xaxis)
+
+
+def _ends(test: RangeTest) -> tuple[float, float]:
+    """The rates of the axis: those of the ramp, and the lower edge, which may lie below them."""
+    first, last = test.looks[0].rate, test.looks[-1].rate
+    if test.edges.low is not None and test.edges.low < first:
+        first = max(0.7 * test.edges.low, 0.1 * first)
+    return first, max(last, 2 * first)
 
 
 def _proposal(ax: Axes, test: RangeTest, *, named: bool) -> None:
     """The proposed rates as a band, the edges and the rate to begin with as lines."""
-    first, last = test.looks[0].rate, test.looks[-1].rate
+    first, last = _ends(test)
     if test.low is not None or test.high is not None:
         ax.axvspan(max(test.low or first, first), min(test.high or last, last), color=BAND, linewidth=0)
     lines: Sequence[tuple[float | None, str, str]] = (
