@@ -62,7 +62,6 @@ class Ramp:
     """A range test on AN4, and the seed of its sweep."""
 
     seed: int
-
     epochs: float
     """How many epochs of training take as long."""
     low: float | None

@@ -46,10 +46,10 @@ LOOKS = 33
 """Looks along a whole ramp: eight for each tenfold rise of the rate, and the first one."""
 
 FAR_LOSS = 4.0
-"""While the smoothed train loss is above this multiple of F0, and once the input was used, a look at dev decides
-nothing: it only is a point of the picture, and one look in so many measures it: ..."""
+"""While the smoothed train loss is above this multiple of F0 dev decides nothing; nor once the input was used."""
 
 SPARE_LOOKS = 3
+"""Where dev decides nothing one look in so many measures it all the same, for the picture."""
 
 SMOOTHING_SHARE = 1 / 25
 """The train loss is averaged over about this share of the steps, in which the rate rises by not quite half."""
