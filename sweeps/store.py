@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import psycopg
 from filelock import FileLock
@@ -56,7 +56,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from model.types import EpochReport
@@ -311,34 +310,6 @@ def pinging(engine: Engine) -> Engine:
             raise InvalidatePoolError from error
 
     return engine
-
-
-_LOCKED = text("SELECT trial_id FROM trials WHERE trial_id = :trial FOR UPDATE")  # of Optuna's table
-
-
-class OptunaStorage(Protocol):
-    """What we use of Optuna's RDBStorage."""
-
-    engine: Engine
-    scoped_session: scoped_session[Session]
-
-
-@contextmanager
-def together(storage: OptunaStorage, optuna_trial_id: int) -> Iterator[None]:
-    """What Optuna writes of this trial inside is one transaction in place of one for each value; who else writes of it
-    waits. SQLite's are cheap, and one that reads before it writes must be short there.
-    """
-    if storage.engine.dialect.name == "sqlite":
-        yield
-        return
-    storage.scoped_session.remove()
-    with storage.engine.begin() as connection:
-        connection.execute(_LOCKED, {"trial": optuna_trial_id})
-        storage.scoped_session(bind=connection, join_transaction_mode="rollback_only")
-        try:
-            yield
-        finally:
-            storage.scoped_session.remove()
 
 
 class Store:

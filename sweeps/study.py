@@ -24,9 +24,10 @@ from model.diagnosis import best_epoch, takeoff_epoch
 from model.types import EpochReport, Hyperparameters, mixed_seed
 from sweeps import states
 from sweeps.errors import DatabaseUnavailable
+from sweeps.optuna_tables import begin_trial, end_trial
 from sweeps.records import PriorRow, TrialRow
 from sweeps.spec import Choices, FloatRange, IntRange, Parameter, SearchSpace, SweepSpec
-from sweeps.store import alone, database_errors, engine_options, pinging, together
+from sweeps.store import alone, database_errors, engine_options, pinging
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -306,10 +307,9 @@ class Study:
 
     def register(self, number: int, name: str | None, values: Hyperparameters) -> int:
         """Begin a RUNNING Optuna trial with these values; returns its id."""
-        trial = _frozen(TrialState.RUNNING, None, values, self._distributions)
-        trial.user_attrs = {"sweep_trial": number} | ({"name": name} if name else {})
-        with self._reaching():
-            return int(self._storage.create_new_trial(self._id, trial))
+        attributes = {"sweep_trial": number} | ({"name": name} if name else {})
+        with self._reaching(), self._storage.engine.begin() as connection:
+            return begin_trial(connection, self._id, values, self._distributions, attributes)
 
     def tell(self, trial: TrialRow, best_so_far: Mapping[int, float]) -> None:
         """End an Optuna trial as ours ended.
@@ -318,27 +318,16 @@ class Study:
             trial: a finished trial that has an Optuna trial.
             best_so_far: step (epoch) to best finite WER, for each step that is to be reported.
         """
-        assert trial.optuna_trial_id is not None
-        # Told before, or by another process just now: that stands.
-        with (
-            self._reaching(),
-            suppress(optuna.exceptions.UpdateFinishedTrialError),
-            together(self._storage, trial.optuna_trial_id),
-        ):
-            self._tell(trial, trial.optuna_trial_id, best_so_far)
-
-    def _tell(self, trial: TrialRow, optuna_trial_id: int, best_so_far: Mapping[int, float]) -> None:
         last = best_so_far[max(best_so_far)] if best_so_far else None
         state, value = TrialState.FAIL, None
         if trial.state is states.TrialState.COMPLETE and trial.best_wer is not None:
             state, value = TrialState.COMPLETE, trial.best_wer
         elif trial.state is states.TrialState.PRUNED:
             state, value = TrialState.PRUNED, last  # as Optuna's own pruned trials
-        for step, wer in best_so_far.items():
-            self._storage.set_trial_intermediate_value(optuna_trial_id, step, wer)
-        self._storage.set_trial_user_attr(optuna_trial_id, "verdict", trial.verdict)
-        self._storage.set_trial_user_attr(optuna_trial_id, "reason", trial.reason)
-        self._storage.set_trial_state_values(optuna_trial_id, state, None if value is None else [value])
+        said = {"verdict": trial.verdict, "reason": trial.reason}
+        assert trial.optuna_trial_id is not None
+        with self._reaching(), self._storage.engine.begin() as connection:
+            end_trial(connection, trial.optuna_trial_id, state, value, best_so_far, said)
 
     def orphans(self, known: Sequence[TrialRow]) -> list[int]:
         """Ids of the RUNNING Optuna trials that none of our trials points to: a crash came between the two writes,
