@@ -28,7 +28,7 @@ from tests.acceptance.commands import MARK, Command, living, until_gone
 from tests.faults import counting
 from tests.faults.databases import postgresql
 from tests.faults.invariants import Expected, violations
-from tests.faults.site import Outcome, Site, corpus, opened
+from tests.faults.site import CALM_LEASE_SECONDS, Outcome, Site, corpus, opened
 from tracking.server import local_server
 
 pytestmark = [
@@ -108,7 +108,16 @@ def site(tmp_path: Path, request: pytest.FixtureRequest, mlflow: str) -> Iterato
     with tempfile.TemporaryDirectory(prefix="ray") as folder:  # not tmp_path: a socket's path is short
         settings = {**LOOPBACK, "RAY_TMPDIR": folder}
         with opened(
-            Site(tmp_path / "site", f"counted-{next(_numbers)}", database, mlflow, spec=spec, environment=settings)
+            Site(
+                tmp_path / "site",
+                f"counted-{next(_numbers)}",
+                database,
+                mlflow,
+                spec=spec,
+                environment=settings,
+                # Who dies here is seen to, and a machine that stalls while Ray starts loses nobody's lease.
+                lease_seconds=CALM_LEASE_SECONDS,
+            )
         ) as found:
             found.create()
             yield found
