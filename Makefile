@@ -17,7 +17,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/installed  ## the main job on the generated corpus: a sweep in about five minutes (ARGS=--json ...)
+demo: $(VENV)/installed  ## the main job on the generated corpus: a sweep of two to five minutes (ARGS=--json ...)
 	@$(BIN)/sweeps run examples/demo.yaml $(ARGS)
 
 test: $(VENV)/installed  ## the default test suite
