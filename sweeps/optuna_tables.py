@@ -72,8 +72,8 @@ def end_trial(
     curve: Mapping[int, float],
     user_attributes: Mapping[str, Any],
 ) -> None:
-    """End a RUNNING trial; one that has ended, by another process just now for example, stays as it is. To be called
-    in a transaction of its own.
+    """End a RUNNING trial. Nothing happens to one that has ended, by another process just now for example, nor if there
+    is none any more. To be called in a transaction of its own.
 
     Args:
         value: finite.

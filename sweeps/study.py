@@ -284,8 +284,8 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
 class Study:
     """One sweep's record in Optuna's tables. Every write is idempotent: recovery is doing it again.
 
-    It writes to Optuna's storage, not through its study, which keeps all the sweep's trials in memory and reads what
-    has changed of them before every trial.
+    It writes past Optuna's study, which keeps all the sweep's trials in memory and reads what has changed of them
+    before every trial.
     """
 
     def __init__(self, database_url: str, spec: SweepSpec) -> None:

@@ -523,7 +523,8 @@ def test_a_tell_that_died_half_way_is_made_again(store: Store, study: Study, mon
         patch.setattr(optuna_tables, "_attributes", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             study.tell(trial, {1: 0.5, 2: 0.25})
-    assert recorded(store)[0].state is OptunaState.RUNNING
+    (half,) = recorded(store)
+    assert (half.state, half.intermediate_values, half.datetime_complete) == (OptunaState.RUNNING, {}, None)
     with opened(store) as again:
         again.tell(trial, {1: 0.5, 2: 0.25})
     (found,) = recorded(store)
