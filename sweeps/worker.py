@@ -36,7 +36,7 @@ from sweeps.settings import Home
 from sweeps.spec import FloatRange, SweepSpec, spec_of
 from sweeps.states import SweepState, TrialState
 from sweeps.store import CONFIGURATIONS, Store
-from sweeps.study import Memory, Study, suggest
+from sweeps.study import Memory, Study, load_sampler, suggest
 from sweeps.system_metrics import SystemMetrics
 from sweeps.trainers import load_trainer, make_trainer, trainer_name
 from tracking.writer import ExperimentWriter, TrackingRefused, TrackingUnavailable
@@ -328,6 +328,7 @@ def assigned(job: Job, store: Store, sweep: SweepRow) -> Assignment:
     # Seconds of imports, during which nobody could renew a lease: before there is one.
     load_trainer(job.trainer)
     checkpoints.load_torch()
+    load_sampler()
     spec = spec_of(sweep)
     return Assignment(sweep, spec, corpus, Study(job.database_url, spec), judging.Judge(spec, store, sweep))
 

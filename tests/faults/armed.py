@@ -16,16 +16,24 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.faults.points import PLAN, POINTS, Fault, Fired, Plan, When, Who
+from sqlalchemy import select
+
+from sweeps.records import Claim
+from sweeps.store import MAX_ATTEMPTS, Store
+from sweeps.tables import trials
+from tests.faults.points import MAY_COST_AN_ATTEMPT, PLAN, POINTS, Fault, Fired, Plan, When, Who
 
 MEETING_SECONDS = 30.0
 
 
 def arm(plan: Plan, who: Who) -> None:
     """Put the plan's faults into the functions that they name, in this process."""
+    if who == "worker":
+        Store.claim = _noting_last_attempts(Store.claim)  # type: ignore[method-assign]
     for name in {fault.point for fault in plan.faults if POINTS[fault.point].who == who}:
         module, _, path = POINTS[name].target.partition(":")
         *owners, attribute = path.split(".")
@@ -49,10 +57,19 @@ class _Armed:
             return
         times = _add_line(self._plan.folder / "passed" / f"{self._point} {when}", ".")
         for i, fault in mine:
-            if fault.nth == times:
+            if fault.nth > times or (fault.action in MAY_COST_AN_ATTEMPT and _Held.last_attempt):
+                continue
+            if self._take(i):
                 self._strike(i, fault, arguments)
-            elif fault.action == "full disk" and fault.nth < times:
+            elif fault.action == "full disk":
                 self._check_disk(i, fault)
+
+    def _take(self, i: int) -> bool:
+        """Whether it is this process that it strikes, now: a fault strikes once."""
+        with suppress(FileExistsError):
+            (self._plan.folder / "passed" / f"taken {i}").touch(exist_ok=False)
+            return True
+        return False
 
     def _strike(self, i: int, fault: Fault, arguments: tuple[Any, ...]) -> None:
         number, attempt = _trial_of(arguments)
@@ -82,8 +99,8 @@ class _Armed:
                 self._meet(i)
 
     def _check_disk(self, i: int, fault: Fault) -> None:
-        struck = next(each for each in self._plan.fired() if each.fault == i)
-        if time.monotonic() < struck.at + fault.seconds:
+        struck = next((each for each in self._plan.fired() if each.fault == i), None)
+        if struck is None or time.monotonic() < struck.at + fault.seconds:  # None: another process is about to note it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _meet(self, i: int) -> None:
@@ -93,6 +110,27 @@ class _Armed:
         while not any(each.fault == other for each in self._plan.fired()):
             assert time.monotonic() < deadline, "nobody came"
             time.sleep(0.002)
+
+
+class _Held:
+    """What this process holds: a worker has one trial at a time."""
+
+    last_attempt = False
+    """Whether its trial, or the one before between two, would be given up should this attempt come to nothing."""
+
+
+def _noting_last_attempts(original: Callable[..., Claim | None]) -> Callable[..., Claim | None]:
+    @functools.wraps(original)
+    def claim(store: Store, *arguments: Any, **named: Any) -> Claim | None:
+        _Held.last_attempt = False
+        given = original(store, *arguments, **named)
+        if given is not None:
+            with store._read() as connection:
+                fruitless = connection.scalar(select(trials.c.fruitless_attempts).where(trials.c.id == given.trial_id))
+            _Held.last_attempt = (fruitless or 0) >= MAX_ATTEMPTS
+        return given
+
+    return claim
 
 
 def _reached(armed: _Armed, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -59,11 +59,15 @@ POINTS: Mapping[str, Point] = {
 }
 
 ACTIONS = ("kill", "term", "stop", "hang", "full disk", "tear", "corrupt", "clock", "meet", "call")
+MAY_COST_AN_ATTEMPT = frozenset({"kill", "stop", "hang", "tear", "corrupt"})
+"""Actions that may leave an attempt without a new epoch. After three such in a row a trial is given up, as it should
+be: so they pass over an attempt with two before it, and strike at the next time that they can."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """At the `nth` time that a process of this kind comes to `point`, over all of them, it does `action` to itself."""
+    """At the `nth` time that a process of this kind comes to `point`, over all of them, it does `action` to itself: or
+    later, if it is a hard one and the worker holds a trial that would be given up for it."""
 
     point: str
     when: When

@@ -117,7 +117,6 @@ def meetings(*numbers: int) -> tuple[Fault, ...]:
     return tuple(Fault("claim", "before", n + i, "meet") for n in numbers for i in (0, 1))
 
 
-# Attempts that recorded nothing end a trial after three in a row. So faults before an epoch is recorded stand apart.
 SCENARIOS = (
     Scenario(
         "killed at 1 to 2",
@@ -176,12 +175,13 @@ SCENARIOS = (
     ),
     Scenario(
         "frozen at 4 to 6",
-        "SIGSTOP, later SIGCONT, of a worker: record, decide, finish, tell; a trainer that does nothing for 7 s",
+        "SIGSTOP, later SIGCONT, of a worker: record, decide, finish, tell; a trainer that does nothing for 12 s",
         (
             *each("stop", ("record", "before", 3), ("record", "after", 7), ("decide", "after", 12)),
             *each("stop", ("reserve", "after", 14), ("finish", "before", 3), ("finish", "after", 4)),
-            *each("stop", ("tell", "before", 5), ("told", "after", 5)),
-            Fault("epoch", "before", 10, "hang", 7.0),
+            # The keeper tells of trials whose worker is frozen: so few are left to tell.
+            *each("stop", ("tell", "before", 3), ("told", "after", 3)),
+            Fault("epoch", "before", 10, "hang", 12.0),
         ),
         workers=3,
     ),
@@ -205,7 +205,7 @@ SCENARIOS = (
                 ("note run", "after", 3),
                 ("log epochs", "after", 5),
             ),
-            *(("set status", "after", 7), ("mark mirrored", "before", 9)),
+            *(("set status", "after", 7), ("mark mirrored", "before", 7)),  # no more than trials: a pass may send all
         ),
         command="work",
         repeated=6,  # its worker ends with it
@@ -275,8 +275,8 @@ SCENARIOS = (
     ),
     Scenario(
         "full disk",
-        "no room for a checkpoint, for 5 s",
-        (Fault("flush", "before", 9, "full disk", 5.0),),
+        "no room for a checkpoint, for 8 s",
+        (Fault("flush", "before", 9, "full disk", 8.0),),
         repeated=2,  # both workers meet it
     ),
     Scenario(
@@ -292,7 +292,7 @@ SCENARIOS = (
     ),
     Scenario(
         "long epoch",
-        "an epoch of 10 s under a lease of 3 s",
+        "an epoch of 10 s under a lease of 5 s",
         (),
         first_trials={"long": {"hidden": counting.LONG, "epochs": 1}},
         trials=3,
