@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,10 @@ from tests.serving import begun, corpus, policy_of, serving, spec, trained
 
 TRAINER = f"{Path(nothing.__file__).resolve()}:Nothing"
 IMPLEMENTATIONS = ("service", "client")
+DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+@pytest.fixture(params=DATABASES)
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     yield from fresh_database(request, tmp_path)
 
@@ -129,10 +131,27 @@ def test_signatures_are_those_of_the_protocol(kind: type, name: str) -> None:
     assert name == "wait" or name in vars(kind), f"{kind.__name__} leaves {name} out"
 
 
-@pytest.fixture
-def varied(service: SweepService, content: dict[str, Any]) -> SweepService:
-    """Sweeps with everything in them that can be told: ends of all kinds, decisions, an alarm, odd texts."""
-    store = service.store
+@pytest.fixture(scope="module", params=DATABASES)
+def both(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[SweepService, Client]]:
+    """A service, and a client of a server of it, for all who only ask. Sweeps with everything in them that can be told:
+    ends of all kinds, decisions, an alarm, odd texts.
+    """
+    folder = tmp_path_factory.mktemp("both")
+    corpus(folder / "corpora" / "small")
+    policy = policy_of(folder / "corpora", {"nothing": TRAINER})
+    with ExitStack() as stack:
+        store = stack.enter_context(
+            closing(Store(stack.enter_context(contextmanager(fresh_database)(request, folder))))
+        )
+        service = SweepService(store, Home(folder / "home"), "somebody at 127.0.0.1", policy)
+        varied(service)
+        yield service, stack.enter_context(Client(stack.enter_context(serving(store, service.home, policy))))
+
+
+def varied(service: SweepService) -> None:
+    store, content = service.store, spec("mine", "small")
     sweep = service.create(content).sweep.sweep
     trained(store, sweep.id)
     trained(store, sweep.id, state=TrialState.PRUNED)
@@ -145,7 +164,6 @@ def varied(service: SweepService, content: dict[str, Any]) -> SweepService:
     service.create({**content, "name": "other"}, trials=2)
     service.create({**content, "name": "of-its-own"}, trainer="nothing")
     service.cancel("other")
-    return service
 
 
 @pytest.mark.parametrize(
@@ -188,8 +206,8 @@ def varied(service: SweepService, content: dict[str, Any]) -> SweepService:
         lambda s: s.wait("other"),
     ],
 )
-def test_values_are_the_same(varied: SweepService, over_http: Client, ask: Callable[[Sweeps], Any]) -> None:
-    here, there = ask(varied), ask(over_http)
+def test_values_are_the_same(both: tuple[SweepService, Client], ask: Callable[[Sweeps], Any]) -> None:
+    here, there = map(ask, both)
     assert type(here) is type(there)
     assert here == there
     assert shape(here) == shape(there)  # the types inside as well: no tuple that became a list
@@ -255,8 +273,8 @@ def test_values_are_the_same(varied: SweepService, over_http: Client, ask: Calla
         lambda s: s.create(spec("mine", "small", seed=1, sampler="random")),
     ],
 )
-def test_errors_are_the_same(varied: SweepService, over_http: Client, ask: Callable[[Sweeps], Any]) -> None:
-    one, other = raised(lambda: ask(varied)), raised(lambda: ask(over_http))
+def test_errors_are_the_same(both: tuple[SweepService, Client], ask: Callable[[Sweeps], Any]) -> None:
+    one, other = (raised(lambda sweeps=sweeps: ask(sweeps)) for sweeps in both)
     same_error(one, other)
     assert not isinstance(other, ServerUnavailable | NotAllowed)
 
