@@ -185,9 +185,10 @@ def _below_one(value: float) -> float:
     return 1 - 1 / (1 + max(0.0, value))
 
 
-def load_sampler() -> None:
-    """Import what the first suggestion does, which takes a second, and three on a busy machine."""
-    from scipy.stats import qmc  # noqa: F401
+def load_sampler(spec: SweepSpec) -> None:
+    """Import what the first suggestion does: for the start of TPE a second, and three on a busy machine."""
+    if spec.sampler.name == "tpe":
+        from scipy.stats import qmc  # noqa: F401
 
 
 def _spread_out(space: SearchSpace, seed: int, number: int) -> dict[str, Any]:

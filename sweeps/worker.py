@@ -328,8 +328,8 @@ def assigned(job: Job, store: Store, sweep: SweepRow) -> Assignment:
     # Seconds of imports, during which nobody could renew a lease: before there is one.
     load_trainer(job.trainer)
     checkpoints.load_torch()
-    load_sampler()
     spec = spec_of(sweep)
+    load_sampler(spec)
     return Assignment(sweep, spec, corpus, Study(job.database_url, spec), judging.Judge(spec, store, sweep))
 
 

@@ -142,12 +142,20 @@ def both(
     corpus(folder / "corpora" / "small")
     policy = policy_of(folder / "corpora", {"nothing": TRAINER})
     with ExitStack() as stack:
-        store = stack.enter_context(
-            closing(Store(stack.enter_context(contextmanager(fresh_database)(request, folder))))
-        )
+        url = stack.enter_context(contextmanager(fresh_database)(request, folder))
+        store = stack.enter_context(closing(Store(url)))
         service = SweepService(store, Home(folder / "home"), "somebody at 127.0.0.1", policy)
         varied(service)
-        yield service, stack.enter_context(Client(stack.enter_context(serving(store, service.home, policy))))
+        address = stack.enter_context(serving(store, service.home, policy))
+        before = told(service)
+        yield service, stack.enter_context(Client(address))
+        assert told(service) == before, "an error changed something"
+
+
+def told(service: SweepService) -> str:
+    """As text, as NaN equals nothing. Without the seconds that a sweep was kept: `delete` keeps it while it looks."""
+    states = [(each.sweep.name, each.sweep.state, each.counts) for each in service.sweeps()]
+    return repr((states, service.trials("mine"), service.events("mine")))
 
 
 def varied(service: SweepService) -> None:

@@ -66,8 +66,8 @@ be: so they pass over an attempt with two before it, and strike at the next time
 
 @dataclass(frozen=True)
 class Fault:
-    """At the `nth` time that a process of this kind comes to `point`, over all of them, it does `action` to itself: or
-    later, if it is a hard one and the worker holds a trial that would be given up for it."""
+    """At the `nth` time that a process of this kind comes to `point`, over all of them, it does `action` to itself; or
+    later, where that may cost an attempt and the worker holds a trial that would be given up for it."""
 
     point: str
     when: When

@@ -97,7 +97,7 @@ def a_fault(rng: random.Random, action: str, *, keeper: bool) -> Fault:
     names = [n for n, p in POINTS.items() if n not in RARE and (p.who == "worker" or (keeper and action == "kill"))]
     point = rng.choice(names)
     most = OFTEN.get(point, PER_EPOCH_TIMES if point in PER_EPOCH else PER_TRIAL_TIMES)
-    seconds = 5.0 if action == "hang" else 0.0
+    seconds = 8.0 if action == "hang" else 0.0  # more than a lease
     return Fault(point, rng.choice(("before", "after")), rng.randint(1, most), action, seconds)
 
 
@@ -106,7 +106,7 @@ def soft_fault(rng: random.Random, kind: str, database: str) -> Fault:
         case "term":
             return a_fault(rng, "term", keeper=False)
         case "full disk":
-            return Fault("flush", "before", rng.randint(1, 20), "full disk", rng.choice((2.0, 4.0)))
+            return Fault("flush", "before", rng.randint(1, 20), "full disk", rng.choice((2.0, 7.0)))
         case "clock":
             return Fault("start", "after", 1, "clock", rng.choice((DAY, -DAY)))
         case "MLflow":
